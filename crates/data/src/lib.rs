@@ -1,0 +1,2 @@
+//! Token files, blends and deterministic sampling.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Layers forward and backward.
+#![forbid(unsafe_code)]

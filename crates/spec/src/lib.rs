@@ -1,0 +1,14 @@
+//! What is trained and how: the model spec and the run spec, validated before anything runs.
+//!
+//! No tensors, no IO beyond reading a spec: every other crate depends on this one, and it on none of them.
+//!
+//! **Invariant:** a value of these types has been checked. Whatever changes the mathematics and is not supported
+//! was refused by name when it was read, so no later code has to ask.
+#![forbid(unsafe_code)]
+
+pub mod model;
+
+pub use model::{
+    Attention, Balance, Family, FeedForward, Gqa, Grouping, Mla, ModelSpec, Moe, NormPlacement, QkNorm, Rope, Router,
+    Score, SharedExpert,
+};

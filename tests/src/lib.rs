@@ -1,0 +1,2 @@
+//! Fixtures and scenarios.
+#![forbid(unsafe_code)]
