@@ -7,8 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod model;
+pub mod names;
+pub mod tensors;
 
 pub use model::{
     Attention, Balance, Family, FeedForward, Gqa, Grouping, Mla, ModelSpec, Moe, NormPlacement, QkNorm, Rope, Router,
     Score, SharedExpert,
 };
+pub use names::{Matrix, TensorId, TensorRole};
+pub use tensors::TensorSpec;

@@ -41,7 +41,7 @@ pub struct ModelSpec {
     pub rope: Rope,
     /// Where the norms stand.
     pub norm: NormPlacement,
-    /// Epsilon of every RMSNorm.
+    /// Epsilon of every RMSNorm but those of MLA's latents ([`Mla::LATENT_NORM_EPS`]).
     pub norm_eps: f64,
     /// The feed-forward part of each layer, in order; its length is L.
     pub layers: Vec<FeedForward>,
@@ -307,6 +307,12 @@ impl ModelSpec {
             .sum();
         layers + 2 * self.vocab_size as u64 * h
     }
+}
+
+impl Mla {
+    /// Epsilon of the RMSNorms of the query and key/value latents: transformers' `DeepseekV3Attention` does not hand
+    /// `rms_norm_eps` to them.
+    pub const LATENT_NORM_EPS: f64 = 1e-6;
 }
 
 impl Attention {
