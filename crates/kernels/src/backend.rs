@@ -193,7 +193,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         target: ViewMut<'_, Self::Buffer>,
     ) -> Outcome;
 
-    /// Sums columns of `repeat` source rows into one target row (`=`): the backward of a repeating copy.
+    /// Sums columns of `repeat` source rows into one target row (`=`): the backward of a repeating copy. One float type;
+    /// sums in f32, rounded once.
     fn sum_columns(
         &self,
         shape: Columns,
@@ -215,7 +216,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         lse: ViewMut<'_, Self::Buffer>,
     ) -> Outcome;
 
-    /// `dq =`, `dk =`, `dv =` of [`Backend::attention_forward`].
+    /// `dq =`, `dk =`, `dv =` of [`Backend::attention_forward`], in the shapes and the one float type of its arguments.
     fn attention_backward(
         &self,
         shape: AttentionShape,
@@ -234,7 +235,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Chooses K experts a token and gates them. logits (T, E) `F32`; `selection_bias` (E) `F32` is added to the scores
     /// for the choice only. Out: `scores` (T, E) `F32`: softmax or sigmoid of the logits; `ids` (T, K) `U32` by
-    /// descending choice value, ties to the lowest id; `gates` (T, K) `F32`.
+    /// descending choice value, ties to the lowest id; `gates` (T, K) `F32`. Logits that are not finite are refused
+    /// ([`KernelError::Shape`]). With groups, a group's rank is the sum of its two best choice values (of its only one),
+    /// ties again to the lowest id.
     fn router_forward(
         &self,
         shape: RouterShape,
@@ -257,7 +260,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         d_logits: ViewMut<'_, Self::Buffer>,
     ) -> Outcome;
 
-    /// Sorts assignments by expert, stably. `ids` (A) `U32`; `offsets` (E+1) as counted by the router. Out, both (A)
+    /// Sorts assignments by expert, stably. `ids` (A) `U32`; `offsets` (E+1) as counted by the router; refused
+    /// ([`KernelError::Shape`]) if they do not count `ids`. Out, both (A)
     /// `U32`: `assignment[row]` is the assignment (t*K + k) that sorted row `row` serves, `position` its inverse.
     fn sort_by_expert(
         &self,
@@ -267,7 +271,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         position: ViewMut<'_, Self::Buffer>,
     ) -> Outcome;
 
-    /// Dispatch: `rows[i] = x[assignment[i] / K]`; x (T, width), rows (A, width), one float type.
+    /// Dispatch: `rows[i] = x[assignment[i] / K]`; x (T, width), rows (A, width), one float type. `assignment` (A) may be
+    /// a part of all assignments: each of its values is below T*K, A is its length.
     fn gather_rows(
         &self,
         top_k: usize,
@@ -287,7 +292,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         dx: ViewMut<'_, Self::Buffer>,
     ) -> Outcome;
 
-    /// Combine: `out[t] +=` the sum over k, in order, of `gates[t, k] * expert_out[position[t*K + k]]`.
+    /// Combine: `out[t] +=` the sum over k, in order, of `gates[t, k] * expert_out[position[t*K + k]]`. expert_out
+    /// (T*K, width) and out (T, width) floats, gates (T, K) `F32`, position (T*K) `U32`, each row named once.
     fn combine_forward(
         &self,
         top_k: usize,

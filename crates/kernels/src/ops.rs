@@ -42,7 +42,7 @@ pub struct GroupedGemm<'a> {
     pub n: usize,
     /// Inputs of the linear layer.
     pub k: usize,
-    /// Where each group's rows begin, and at the end the number of rows: groups + 1 values, not decreasing.
+    /// Where each group's rows begin, and at the end the number of rows: groups + 1 values, from 0, not decreasing.
     pub offsets: &'a [usize],
     /// Add to what C holds instead of overwriting it. A group without rows then leaves its dW as it is, otherwise zero.
     pub accumulate: bool,
