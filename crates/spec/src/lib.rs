@@ -6,13 +6,19 @@
 //! was refused by name when it was read, so no later code has to ask.
 #![forbid(unsafe_code)]
 
+pub mod check;
+mod family;
+pub mod hf;
 pub mod model;
 pub mod names;
+pub mod problem;
 pub mod tensors;
 
+pub use hf::TorchDtype;
 pub use model::{
     Attention, Balance, Family, FeedForward, Gqa, Grouping, Mla, ModelSpec, Moe, NormPlacement, QkNorm, Rope, Router,
     Score, SharedExpert,
 };
 pub use names::{Matrix, TensorId, TensorRole};
+pub use problem::{Problem, SpecErrors};
 pub use tensors::TensorSpec;

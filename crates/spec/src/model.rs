@@ -296,10 +296,7 @@ impl ModelSpec {
                     FeedForward::Moe => {
                         h * self.moe.experts as u64
                             + self.moe.router.top_k as u64 * swiglu(self.moe.intermediate_size)
-                            + self
-                                .moe
-                                .shared
-                                .map_or(0, |s| swiglu(s.intermediate_size) + if s.gated { h } else { 0 })
+                            + self.moe.shared.map_or(0, |s| swiglu(s.intermediate_size) + if s.gated { h } else { 0 })
                     }
                 };
                 2 * (attention + feed_forward) + scores
