@@ -19,6 +19,7 @@ pub mod buffer;
 pub mod cpu;
 pub mod error;
 pub mod ops;
+pub mod profile;
 
 pub use backend::Backend;
 pub use buffer::{Buffer, Element, MemoryUse, View, ViewMut};

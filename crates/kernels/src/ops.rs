@@ -22,6 +22,14 @@ pub struct Gemm {
     pub accumulate: bool,
 }
 
+impl Gemm {
+    /// Floating-point operations: a multiplication and an addition per term.
+    #[must_use]
+    pub fn flops(&self) -> u64 {
+        2 * self.m as u64 * self.n as u64 * self.k as u64
+    }
+}
+
 /// Which of the three products of a linear layer a grouped product is; Y = X · Wᵀ with W stored (n, k) per group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupedProduct {
@@ -46,6 +54,14 @@ pub struct GroupedGemm<'a> {
     pub offsets: &'a [usize],
     /// Add to what C holds instead of overwriting it. A group without rows then leaves its dW as it is, otherwise zero.
     pub accumulate: bool,
+}
+
+impl GroupedGemm<'_> {
+    /// Floating-point operations: a multiplication and an addition per term.
+    #[must_use]
+    pub fn flops(&self) -> u64 {
+        2 * self.offsets.last().copied().unwrap_or(0) as u64 * self.n as u64 * self.k as u64
+    }
 }
 
 /// RMSNorm of `rows` vectors of `width` values.
@@ -99,6 +115,22 @@ pub struct AttentionShape {
     pub v_dim: usize,
     /// Multiplies the scores.
     pub scale: f64,
+}
+
+impl AttentionShape {
+    /// Floating-point operations of scores and weighted values, the causal half only.
+    #[must_use]
+    pub fn forward_flops(&self) -> u64 {
+        let pairs = self.seq_len as u64 * (self.seq_len as u64 + 1) / 2;
+        2 * (self.batch * self.heads) as u64 * pairs * (self.qk_dim + self.v_dim) as u64
+    }
+
+    /// Floating-point operations of the backward: scores again, and the four products of its gradients.
+    #[must_use]
+    pub fn backward_flops(&self) -> u64 {
+        let pairs = self.seq_len as u64 * (self.seq_len as u64 + 1) / 2;
+        2 * (self.batch * self.heads) as u64 * pairs * (3 * self.qk_dim + 2 * self.v_dim) as u64
+    }
 }
 
 /// How a router chooses and gates; E experts, K per token.
