@@ -2,10 +2,11 @@
 //!
 //! The sources are the leaves of a binary tree. A node that has been asked k times has sent `round(k * left / whole)` of
 //! these to its left child and the others to its right one, in integers, so its split is never more than half a sample
-//! off the weights, and the k-th sample finds its way down by two roundings per level. Built as a Huffman tree the
-//! errors that a leaf inherits shrink geometrically: over any prefix of samples every source is within two of its share
-//! (the tests look for worse). Picking the source with the largest deficit at each sample comes within one, but has to
-//! count from the first sample, or keep a table as long as the precision of the weights.
+//! off the weights, and the k-th sample finds its way down by two roundings per level. The tree is Huffman's: a node's
+//! uncle weighs no less than the node, so two levels up the weight has at least doubled, and the half samples that a
+//! source inherits from above sum to less than 1/2 * (1 + 1 + 1/2 + 1/2 + 1/4 + ...) = 2. So **over any prefix of
+//! samples every source is within two of its share**. Picking the source with the largest deficit comes within one, but
+//! has to count from the first sample, or keep a table as long as the precision of the weights.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -84,6 +85,8 @@ pub(crate) fn weight_rule(weight: f64, largest: f64) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -119,5 +122,42 @@ mod tests {
         let blend = Blend::new(&[1e-12, 1.0, 1e-12]);
         let (source, nth) = blend.pick(u64::MAX);
         assert!(source < 3 && nth < u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn any_prefix_has_every_source_within_two_of_its_share_and_numbers_its_samples_in_order(
+            exponents in prop::collection::vec(-12.0f64..0.0, 1..24),
+        ) {
+            let weights = exponents.iter().map(|exponent| exponent.exp()).collect::<Vec<_>>();
+            let total = weights.iter().sum::<f64>();
+            let blend = Blend::new(&weights);
+            let mut counts = vec![0u64; weights.len()];
+            for sample in 0..4000 {
+                let (source, nth) = blend.pick(sample);
+                prop_assert_eq!(nth, counts[source]);
+                counts[source] += 1;
+                for (count, weight) in counts.iter().zip(&weights) {
+                    let off = *count as f64 - weight / total * (sample + 1) as f64;
+                    prop_assert!(off.abs() < 2.0, "{off} after {sample} of {weights:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn shares_hold_far_from_the_first_sample(
+            weights in prop::collection::vec(0.01f64..1.0, 2..9), first in 0..1u64 << 50,
+        ) {
+            let blend = Blend::new(&weights);
+            let total = weights.iter().sum::<f64>();
+            let mut counts = vec![0u64; weights.len()];
+            for sample in first..first + 2000 {
+                counts[blend.pick(sample).0] += 1;
+            }
+            for (count, weight) in counts.iter().zip(&weights) {
+                let off = *count as f64 - weight / total * 2000.0;
+                prop_assert!(off.abs() < 4.0, "{off} of {weights:?}");
+            }
+        }
     }
 }

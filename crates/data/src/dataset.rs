@@ -29,7 +29,7 @@ pub enum Order {
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
-    weight: f64,
+    share: f64,
     tokens: TokenFile,
     window_count: u64,
 }
@@ -42,7 +42,7 @@ impl Source {
 
     /// Its share of the samples: 0 to 1, all sources together 1.
     pub fn share(&self) -> f64 {
-        self.weight
+        self.share
     }
 
     /// Its tokens.
@@ -237,13 +237,13 @@ impl Dataset {
 }
 
 impl Source {
-    fn open(spec: &SourceSpec, seq_len: u64, weight: f64) -> Result<Source, DataError> {
+    fn open(spec: &SourceSpec, seq_len: u64, share: f64) -> Result<Source, DataError> {
         let tokens = TokenFile::open(&spec.path, spec.format)?;
         let window_count = (tokens.token_count() - 1) / seq_len;
         if window_count == 0 {
             let token_count = tokens.token_count();
             return Err(DataError::TooShort { path: spec.path.clone(), token_count, window_tokens: seq_len + 1 });
         }
-        Ok(Source { path: spec.path.clone(), weight, tokens, window_count })
+        Ok(Source { path: spec.path.clone(), share, tokens, window_count })
     }
 }

@@ -44,7 +44,7 @@ impl PartialFile {
         }
     }
 
-    /// Makes it durable and gives it its name.
+    /// Makes its bytes durable, then gives it its name.
     pub(crate) fn commit(mut self) -> Result<(), DataError> {
         if let Some(writer) = &mut self.writer {
             writer.flush().map_err(DataError::io("write", &self.partial))?;
