@@ -3,5 +3,6 @@
 //! Kernels run on a pool of threads of the backend's own and split their work into parts whose bounds depend on the
 //! shapes only, so the number of threads never shows in a result.
 
+pub(crate) mod attention;
 pub(crate) mod isa;
 pub(crate) mod slices;
