@@ -18,6 +18,7 @@ pub mod backend;
 pub mod buffer;
 pub mod cpu;
 pub mod error;
+pub mod noise;
 pub mod ops;
 pub mod profile;
 
