@@ -16,11 +16,13 @@
 
 pub mod backend;
 pub mod buffer;
+pub mod conformance;
 pub mod cpu;
 pub mod error;
 pub mod noise;
 pub mod ops;
 pub mod profile;
+pub mod reference;
 
 pub use backend::Backend;
 pub use buffer::{Buffer, Element, MemoryUse, View, ViewMut};
