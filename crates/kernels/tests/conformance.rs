@@ -1,0 +1,78 @@
+//! The conformance suite over every backend that this machine has, one test for each kernel of each.
+//!
+//! Every test runs twice: with a fixed seed, and with a fresh one from the operating system. A failure prints its seed;
+//! `CAMBIUM_TEST_SEED=<seed>` (decimal, or hexadecimal after `0x`) runs that one in place of the fresh one.
+
+use std::env;
+
+use cambium_kernels::backend::Backend;
+use cambium_kernels::conformance::{self, Verdict};
+use cambium_kernels::reference::Reference;
+
+/// The seed of the run that is the same every time. A seed that once failed can be pasted here.
+const FIXED_SEED: u64 = 0xcafe_f00d;
+
+/// From the environment, or fresh.
+fn seed() -> u64 {
+    let Ok(text) = env::var("CAMBIUM_TEST_SEED") else { return rand::random() };
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.unwrap_or_else(|error| panic!("CAMBIUM_TEST_SEED = {text} is not a number: {error}"))
+}
+
+/// Runs one case. A backend that this machine cannot run says why; that is printed, and nothing is asked of it.
+fn holds<B: Backend>(case: &str, backend: Result<B, String>, may_be_missing: &[&str]) {
+    let backend = match backend {
+        Ok(backend) => backend,
+        Err(reason) => return println!("skipped: {reason}"),
+    };
+    for seed in [FIXED_SEED, seed()] {
+        match conformance::run(case, &backend, seed, may_be_missing) {
+            Ok(Verdict::Agrees) => {}
+            Ok(Verdict::Missing) => println!("missing: the {} backend has no {case} kernel", backend.name()),
+            Err(failure) => {
+                panic!("{case} on {}: {failure}\nrun it again with CAMBIUM_TEST_SEED={seed:#x}", backend.name())
+            }
+        }
+    }
+}
+
+/// A module with a test for each case, on the backend that `$make` gives.
+macro_rules! conforms {
+    ($module:ident, $make:expr, may_be_missing: $missing:expr) => {
+        conforms!(@cases $module, $make, $missing;
+            fill_zero copy host_copies account
+            gemm grouped_gemm
+            rms_norm_forward rms_norm_backward rope swiglu_forward swiglu_backward
+            sigmoid_gate_forward sigmoid_gate_backward bias_forward bias_backward add copy_columns sum_columns
+            attention_forward attention_backward
+            router_forward router_backward sort_by_expert gather_rows scatter_rows_add combine_forward combine_backward
+            embedding_forward embedding_backward cross_entropy
+            adamw sum_squares fill_normal
+        );
+    };
+    (@cases $module:ident, $make:expr, $missing:expr; $($case:ident)*) => {
+        mod $module {
+            #[allow(unused_imports, reason = "some makers need no name from outside")]
+            use super::*;
+
+            $(
+                #[test]
+                fn $case() {
+                    holds(stringify!($case), $make, $missing);
+                }
+            )*
+
+            #[test]
+            fn no_case_of_the_suite_is_left_out() {
+                let listed = [$(stringify!($case)),*];
+                let suite: Vec<_> = conformance::cases::<Reference>().iter().map(|case| case.name).collect();
+                assert_eq!(listed[..], suite[..]);
+            }
+        }
+    };
+}
+
+conforms!(reference_agrees_with_itself_on, Ok::<_, String>(Reference::new()), may_be_missing: &[]);
