@@ -8,17 +8,25 @@
 
 pub mod check;
 mod family;
+mod fields;
 pub mod hf;
+mod load;
 pub mod model;
 pub mod names;
 pub mod problem;
+pub mod run;
 pub mod tensors;
 
 pub use hf::TorchDtype;
+pub use load::LoadError;
 pub use model::{
     Attention, Balance, Family, FeedForward, Gqa, Grouping, Mla, ModelSpec, Moe, NormPlacement, QkNorm, Rope, Router,
     Score, SharedExpert,
 };
 pub use names::{Matrix, TensorId, TensorRole};
 pub use problem::{Problem, SpecErrors};
+pub use run::{
+    ComputeDtype, Data, DecayShape, Eval, ModelSource, Optimizer, Order, RunSpec, Schedule, ScheduleKind, Source,
+    Train, Warning,
+};
 pub use tensors::TensorSpec;

@@ -31,12 +31,6 @@ impl Problem {
     pub(crate) fn missing(key: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { key: key.into(), value: None, rule: "is missing".to_owned(), fix: fix.into() }
     }
-
-    /// The key, with the key of the table that it stands in before it.
-    pub(crate) fn inside(mut self, table: &str) -> Self {
-        self.key = format!("{table}.{}", self.key);
-        self
-    }
 }
 
 impl fmt::Display for Problem {

@@ -11,8 +11,10 @@ use crate::{Attention, FeedForward, Gqa, Grouping, Mla, ModelSpec};
 
 /// The largest number of layers: a bound on what is allocated for a number in a file.
 pub(crate) const LAYERS_MAX: usize = 1 << 16;
-/// The largest number of experts, heads or any size but the vocabulary's and the expert's.
+/// The largest size or number of anything else.
 const SIZE_MAX: usize = 1 << 24;
+/// The most experts in all layers together: a bound on the list of a model's tensors.
+const EXPERTS_MAX: usize = 1 << 22;
 /// The largest model, in parameters: far above what is trained, far below where counts overflow.
 const PARAMETERS_MAX: f64 = 1e16;
 
@@ -125,7 +127,7 @@ impl ModelSpec {
         findings.size(keys.expert_size, moe.intermediate_size);
         findings.size("num_experts_per_tok", router.top_k);
         let rule = format!("exceeds {} = {}", keys.experts, moe.experts);
-        let holds = router.top_k <= moe.experts;
+        let holds = moe.experts == 0 || router.top_k <= moe.experts;
         findings.unless(holds, "num_experts_per_tok", router.top_k, &[keys.experts], rule, "lower it or add experts");
         findings.positive("routed_scaling_factor", router.scale);
         if let Some(shared) = moe.shared {
@@ -146,7 +148,7 @@ impl ModelSpec {
         findings.size("topk_group", top_groups);
         let rule = format!("exceeds n_group = {groups}");
         findings.unless(top_groups <= groups, "topk_group", top_groups, &["n_group"], rule, "lower it or add groups");
-        if !divides {
+        if !divides || experts == 0 {
             return;
         }
         let each = experts / groups;
@@ -165,6 +167,10 @@ impl ModelSpec {
 
     /// The sizes are each plausible; is the whole? Counted in f64, which cannot overflow.
     fn check_total(&self, findings: &mut Findings) {
+        let (key, experts) = (Keys::of(self.family).experts, self.moe.experts);
+        let holds = experts.saturating_mul(self.moe_layer_count()) <= EXPERTS_MAX;
+        let rule = format!("gives more experts in all layers than the {EXPERTS_MAX} that can be listed");
+        findings.unless(holds, key, experts, &[], rule, "check the sizes");
         let h = self.hidden_size as f64;
         let (heads, dims) = match &self.attention {
             Attention::Gqa(a) => (a.heads, 4 * a.head_dim),

@@ -5,8 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::fields::{Fields, quoted};
-use crate::problem::Problem;
+use crate::fields::Fields;
 
 /// The base of the frequencies, wherever it stands; all places that name it have to agree.
 pub(super) fn read_theta(fields: &mut Fields<'_>, default: f64) -> f64 {
@@ -27,7 +26,7 @@ pub(super) fn read_theta(fields: &mut Fields<'_>, default: f64) -> f64 {
     for (key, other) in &thetas[1..] {
         if *other != theta {
             let rule = format!("contradicts {first} = {theta}");
-            fields.problems.push(Problem::new(key, other, rule, "make them equal or remove one"));
+            fields.refuse(key, other, rule, "make them equal or remove one");
         }
     }
     theta
@@ -56,7 +55,7 @@ fn read_table(fields: &mut Fields<'_>, table_key: &'static str, table: &Map<Stri
             }
             _ => ("is not known to be harmless", "remove it, if the model does not depend on it"),
         };
-        fields.problems.push(Problem::new(format!("{table_key}.{key}"), quoted(value), rule, fix));
+        fields.refuse(&format!("{table_key}.{key}"), value, rule, fix);
     }
     theta
 }

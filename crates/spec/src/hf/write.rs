@@ -27,6 +27,11 @@ impl ModelSpec {
     /// As [`Self::check`]: a spec that its family cannot express has no config.
     pub fn to_hf(&self, dtype: TorchDtype) -> Result<Value, SpecErrors> {
         self.check()?;
+        Ok(Value::Object(self.config(dtype)))
+    }
+
+    /// The config, unchecked: of a spec that the family cannot express it says only what it can.
+    pub(crate) fn config(&self, dtype: TorchDtype) -> Map<String, Value> {
         let mut config = self.common(dtype);
         match &self.attention {
             Attention::Gqa(gqa) => self.write_gqa(gqa, &mut config),
@@ -37,7 +42,7 @@ impl ModelSpec {
         if let Some(size) = self.dense_intermediate_size {
             config.insert("intermediate_size".to_owned(), json!(size));
         }
-        Ok(Value::Object(config))
+        config
     }
 
     fn common(&self, dtype: TorchDtype) -> Map<String, Value> {
@@ -134,7 +139,7 @@ impl ModelSpec {
                 Family::DeepseekV3 => json!({
                     "n_routed_experts": experts,
                     "moe_intermediate_size": size,
-                    "n_shared_experts": shared / size,
+                    "n_shared_experts": shared.checked_div(size).unwrap_or(0),
                     "norm_topk_prob": router.renormalize,
                     "routed_scaling_factor": router.scale,
                     "scoring_func": "sigmoid",
