@@ -93,6 +93,11 @@ impl<B: Backend> Builder<'_, B> {
         Ok(Norm { gain: self.param([id], Compute::F32)?, width, eps: self.spec.norm_eps })
     }
 
+    /// A norm of an MLA latent: its epsilon is fixed, whatever the config says of the others.
+    fn latent_norm(&self, id: TensorId, width: usize) -> Outcome<Norm<B>> {
+        Ok(Norm { eps: Mla::LATENT_NORM_EPS, ..self.norm(id, width)? })
+    }
+
     fn linear(&self, layer: usize, weight: R, bias: Option<R>, inputs: usize, outputs: usize) -> Outcome<Linear<B>> {
         let bias = match bias {
             Some(role) => Some(self.param([TensorId::Layer(layer, role)], Compute::F32)?),
@@ -156,7 +161,7 @@ impl<B: Backend> Builder<'_, B> {
             None => (None, self.linear(layer, R::QueryWeight, None, hidden, query)?),
             Some(rank) => {
                 let linear = self.linear(layer, R::QueryAWeight, bias(R::QueryABias), hidden, rank)?;
-                let norm = self.norm(id(R::QueryANorm), rank)?;
+                let norm = self.latent_norm(id(R::QueryANorm), rank)?;
                 (Some(QueryLatent { linear, norm }), self.linear(layer, R::QueryBWeight, None, rank, query)?)
             }
         };
@@ -168,7 +173,7 @@ impl<B: Backend> Builder<'_, B> {
             query_latent,
             query,
             kv_latent: self.linear(layer, R::KvAWeight, bias(R::KvABias), hidden, joint)?,
-            kv_norm: self.norm(id(R::KvANorm), kv_rank)?,
+            kv_norm: self.latent_norm(id(R::KvANorm), kv_rank)?,
             kv: self.linear(layer, R::KvBWeight, None, kv_rank, expanded)?,
             output: self.linear(layer, R::AttentionOutputWeight, bias(R::AttentionOutputBias), value, hidden)?,
             spec: spec.clone(),
