@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::geometry::{Geometry, Head, Target, run_jobs};
 use super::product::{Band, Product, Start};
-use super::scratch::{Scratch, region, with_scratch};
+use super::scratch::{Scratch, with_scratch};
 use super::softmax::{BLOCK, Gradient, Packed};
 use crate::cpu::slices::{Floats, FloatsMut};
 
@@ -119,13 +119,13 @@ struct Keys<'a> {
 
 /// A query block of one head in the ways that products need it, and its gradient.
 struct Queries<'a> {
-    /// (BLOCK, qk units)
+    /// (BLOCK, `qk_row`)
     queries: &'a mut [u32],
-    /// (BLOCK, v units)
+    /// (BLOCK, `v_row`)
     d_out: &'a mut [u32],
-    /// (BLOCK in units, `qk_wide`)
+    /// (BLOCK in units, `qk_wide`); empty where a unit is one value: then it is `queries`.
     queries_wide: &'a mut [u32],
-    /// (BLOCK in units, `v_wide`)
+    /// (BLOCK in units, `v_wide`); empty where a unit is one value: then it is `d_out`.
     d_out_wide: &'a mut [u32],
     /// (BLOCK): minus the log sums in base 2.
     offset: &'a mut [f32],
@@ -146,20 +146,16 @@ struct Pair<'a> {
 impl Job<'_> {
     fn key_len(&self) -> usize {
         let g = self.g;
-        region(BLOCK * g.qk_units)
-            + region(BLOCK * g.v_units)
-            + 2 * region(BLOCK * g.qk_wide)
-            + region(BLOCK * g.v_wide)
+        BLOCK * (g.qk_units + g.v_units + 2 * g.qk_wide + g.v_wide)
     }
 
     fn query_len(&self) -> usize {
         let g = self.g;
-        let rows = region(BLOCK * g.qk_units) + region(BLOCK * g.v_units);
-        rows + 2 * region(BLOCK * g.qk_wide) + region(BLOCK * g.v_wide) + 2 * region(BLOCK)
+        BLOCK * (g.qk_row + g.v_row + 2 * g.qk_wide + g.v_wide + 2)
     }
 
     fn scratch_len(&self) -> usize {
-        let staging = region(BLOCK * self.g.qk_units.max(self.g.v_units));
+        let staging = BLOCK * self.g.qk_row.max(self.g.v_row);
         5 * BLOCK * BLOCK + staging + self.keys.len() * self.key_len() + self.g.group * self.query_len()
     }
 
@@ -181,10 +177,10 @@ impl Job<'_> {
         let g = self.g;
         let mut memory = Scratch::of(memory);
         Queries {
-            queries: memory.units(BLOCK * g.qk_units),
-            d_out: memory.units(BLOCK * g.v_units),
-            queries_wide: memory.units(BLOCK / g.table.unit * g.qk_wide),
-            d_out_wide: memory.units(BLOCK / g.table.unit * g.v_wide),
+            queries: memory.units(BLOCK * g.qk_row),
+            d_out: memory.units(BLOCK * g.v_row),
+            queries_wide: memory.units(if g.table.unit == 1 { 0 } else { BLOCK / g.table.unit * g.qk_wide }),
+            d_out_wide: memory.units(if g.table.unit == 1 { 0 } else { BLOCK / g.table.unit * g.v_wide }),
             offset: memory.floats(BLOCK),
             delta: memory.floats(BLOCK),
             d_queries: memory.floats(BLOCK * g.qk_wide),
@@ -203,7 +199,7 @@ impl Job<'_> {
                 along_columns: scratch.units(if g.table.unit == 1 { 0 } else { square }),
             },
         };
-        let staging = scratch.units(BLOCK * g.qk_units.max(g.v_units));
+        let staging = scratch.units(BLOCK * g.qk_row.max(g.v_row));
         let queries = scratch.floats(g.group * self.query_len());
         let keys = scratch.floats(self.keys.len() * self.key_len());
 
@@ -248,25 +244,28 @@ impl Job<'_> {
     fn load_keys(&self, block: usize, keys: &mut Keys<'_>, staging: &mut [u32]) {
         let (g, table) = (self.g, &self.g.table);
         let rows = g.key_rows(self.inputs.k, self.head, block, g.shape.qk_dim);
-        rows.pack_along_columns(table.unit, staging, g.qk_units);
-        table.transpose(staging, g.qk_units, g.qk_units, keys.keys_transposed);
-        rows.pack_along_rows(table.unit, keys.keys, g.qk_wide);
+        table.pack_along_columns(&rows, staging, g.qk_row);
+        table.transpose(staging, g.qk_row, g.qk_units, keys.keys_transposed);
+        table.pack_along_rows(&rows, keys.keys, g.qk_wide);
         let rows = g.key_rows(self.inputs.v, self.head, block, g.shape.v_dim);
-        rows.pack_along_columns(table.unit, staging, g.v_units);
-        table.transpose(staging, g.v_units, g.v_units, keys.values_transposed);
+        table.pack_along_columns(&rows, staging, g.v_row);
+        table.transpose(staging, g.v_row, g.v_units, keys.values_transposed);
         keys.d_keys.fill(0.0);
         keys.d_values.fill(0.0);
     }
 
     fn load_queries(&self, block: usize, member: usize, queries: &mut Queries<'_>) {
-        let (g, unit) = (self.g, self.g.table.unit);
+        let (g, table) = (self.g, &self.g.table);
         let rows = g.query_rows(self.inputs.q, self.head, member, block, g.shape.qk_dim);
-        rows.pack_along_columns(unit, queries.queries, g.qk_units);
-        rows.pack_along_rows(unit, queries.queries_wide, g.qk_wide);
-        let rows = g.query_rows(self.inputs.d_out, self.head, member, block, g.shape.v_dim);
-        rows.pack_along_columns(unit, queries.d_out, g.v_units);
-        rows.pack_along_rows(unit, queries.d_out_wide, g.v_wide);
-        rows.dots(&g.query_rows(self.inputs.out, self.head, member, block, g.shape.v_dim), queries.delta);
+        table.pack_along_columns(&rows, queries.queries, g.qk_row);
+        let d_out = g.query_rows(self.inputs.d_out, self.head, member, block, g.shape.v_dim);
+        table.pack_along_columns(&d_out, queries.d_out, g.v_row);
+        if table.unit != 1 {
+            table.pack_along_rows(&rows, queries.queries_wide, g.qk_wide);
+            table.pack_along_rows(&d_out, queries.d_out_wide, g.v_wide);
+        }
+        let out = g.query_rows(self.inputs.out, self.head, member, block, g.shape.v_dim);
+        table.dots(&d_out, &out, queries.delta);
         queries.offset.fill(0.0);
         let lse = &self.inputs.lse[g.lse_start(self.head, member, block)..][..g.rows(block)];
         for (offset, lse) in queries.offset.iter_mut().zip(lse) {
@@ -292,7 +291,7 @@ impl Job<'_> {
             m: rows,
             n: BLOCK,
             k: g.qk_units,
-            a_row: g.qk_units,
+            a_row: g.qk_row,
             a_inner: 1,
             b_row: BLOCK,
             c_row: BLOCK,
@@ -300,7 +299,7 @@ impl Job<'_> {
             band: band(Band::ColumnsUpToRow),
         };
         table.product(&product, queries.queries, keys.keys_transposed, pair.scores);
-        (product.k, product.a_row) = (g.v_units, g.v_units);
+        (product.k, product.a_row) = (g.v_units, g.v_row);
         table.product(&product, queries.d_out, keys.values_transposed, pair.d_probabilities);
 
         let gradient = Gradient {
@@ -326,9 +325,13 @@ impl Job<'_> {
                 start: Start::Held,
                 band: band(Band::InnerFromRow),
             };
-            table.product(&product, pair.probabilities, queries.d_out_wide, keys.d_values);
+            let (wide_queries, wide_d_out) = match table.unit {
+                1 => (&*queries.queries, &*queries.d_out),
+                _ => (&*queries.queries_wide, &*queries.d_out_wide),
+            };
+            table.product(&product, pair.probabilities, wide_d_out, keys.d_values);
             (product.n, product.b_row, product.c_row) = (g.qk_wide, g.qk_wide, g.qk_wide);
-            table.product(&product, pair.d_scores.along_rows, queries.queries_wide, keys.d_keys);
+            table.product(&product, pair.d_scores.along_rows, wide_queries, keys.d_keys);
         }
         if self.dq.is_some() {
             // dq += ds · k
@@ -363,9 +366,8 @@ impl Job<'_> {
         stride: usize,
     ) {
         let start = self.g.start(self.head.sequence, block, heads, head, width);
-        for (r, row) in source.chunks_exact(stride).take(self.g.rows(block)).enumerate() {
-            // SAFETY: the row is one of the block's, which is the caller's alone.
-            unsafe { target.write(start + r * heads * width, &row[..width]) };
-        }
+        let rows = self.g.rows(block);
+        // SAFETY: the rows are the block's, which is the caller's alone.
+        unsafe { target.write(&self.g.table, source, stride, (rows, width), start, heads * width) };
     }
 }

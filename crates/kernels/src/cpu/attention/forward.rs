@@ -7,9 +7,8 @@
 use std::ops::Range;
 
 use super::geometry::{Geometry, Head, Target, run_jobs};
-use super::pack::sum_lanes;
 use super::product::{Band, Product, Start};
-use super::scratch::{Scratch, region, with_scratch};
+use super::scratch::{Scratch, with_scratch};
 use super::softmax::{BLOCK, Running, Step};
 use crate::cpu::slices::{Floats, FloatsMut};
 
@@ -60,7 +59,7 @@ struct Keys<'a> {
 
 /// A query block of one head and what it has seen so far.
 struct Queries<'a> {
-    /// (BLOCK, qk units).
+    /// (BLOCK, `qk_row`).
     rows: &'a mut [u32],
     /// (BLOCK, `v_wide`), relative to the greatest score so far.
     out: &'a mut [f32],
@@ -68,58 +67,59 @@ struct Queries<'a> {
 }
 
 impl Job<'_> {
+    /// Floats of a query block's memory.
+    fn state_len(&self) -> usize {
+        BLOCK * (self.g.qk_row + self.g.v_wide + 2 + self.g.table.lanes)
+    }
+
     fn scratch_len(&self) -> usize {
-        let g = self.g;
-        let keys = 2 * region(BLOCK * g.qk_units) + region(BLOCK * g.v_wide);
-        let queries = BLOCK * (g.qk_units + g.v_wide + 2 + g.table.lanes);
-        keys + 2 * BLOCK * BLOCK + self.blocks.len() * g.group * queries
+        let keys = BLOCK * (2 * self.g.qk_row + self.g.v_wide);
+        keys + 2 * BLOCK * BLOCK + self.blocks.len() * self.g.group * self.state_len()
     }
 
     fn run(&self, mut scratch: Scratch<'_>) {
-        let g = self.g;
-        let staging = scratch.units(BLOCK * g.qk_units);
+        let (g, table) = (self.g, &self.g.table);
+        let staging = scratch.units(BLOCK * g.qk_row);
         let keys =
-            Keys { keys: scratch.units(BLOCK * g.qk_units), values: scratch.units(BLOCK / g.table.unit * g.v_wide) };
+            Keys { keys: scratch.units(BLOCK * g.qk_units), values: scratch.units(BLOCK / table.unit * g.v_wide) };
         let scores = scratch.floats(BLOCK * BLOCK);
-        let pairs = scratch.units(if g.table.unit == 1 { 0 } else { BLOCK * BLOCK / g.table.unit });
-        let count = self.blocks.len() * g.group;
-        let states = scratch.floats(count * BLOCK * (g.qk_units + g.v_wide + 2 + g.table.lanes));
+        let pairs = scratch.units(if table.unit == 1 { 0 } else { BLOCK * BLOCK / table.unit });
+        let states = scratch.floats(self.blocks.len() * g.group * self.state_len());
 
-        for (index, state) in self.states(states) {
-            let (block, member) = (self.blocks.start + index / g.group, index % g.group);
+        for (block, member, state) in self.states(states) {
             let rows = g.query_rows(self.q, self.head, member, block, g.shape.qk_dim);
-            rows.pack_along_columns(g.table.unit, state.rows, g.qk_units);
+            table.pack_along_columns(&rows, state.rows, g.qk_row);
             state.running.greatest.fill(f32::NEG_INFINITY);
             state.running.sums.fill(0.0);
         }
         for key_block in 0..self.blocks.end {
             let rows = g.key_rows(self.k, self.head, key_block, g.shape.qk_dim);
-            rows.pack_along_columns(g.table.unit, staging, g.qk_units);
-            g.table.transpose(staging, g.qk_units, g.qk_units, keys.keys);
+            table.pack_along_columns(&rows, staging, g.qk_row);
+            table.transpose(staging, g.qk_row, g.qk_units, keys.keys);
             let rows = g.key_rows(self.v, self.head, key_block, g.shape.v_dim);
-            rows.pack_along_rows(g.table.unit, keys.values, g.v_wide);
-            for (index, mut state) in self.states(states) {
-                let block = self.blocks.start + index / g.group;
+            table.pack_along_rows(&rows, keys.values, g.v_wide);
+            for (block, _, mut state) in self.states(states) {
                 if block >= key_block {
                     self.step(block, key_block, &keys, &mut state, scores, pairs);
                 }
             }
         }
-        for (index, mut state) in self.states(states) {
-            self.finish(self.blocks.start + index / g.group, index % g.group, &mut state);
+        for (block, member, mut state) in self.states(states) {
+            self.finish(block, member, &mut state);
         }
     }
 
-    /// The job's query blocks, those of one block's heads together, cut out of the memory that holds them.
-    fn states<'s>(&self, states: &'s mut [f32]) -> impl Iterator<Item = (usize, Queries<'s>)> + use<'s> {
-        let (rows, out, lanes) = (BLOCK * self.g.qk_units, BLOCK * self.g.v_wide, BLOCK * self.g.table.lanes);
-        states.chunks_exact_mut(rows + out + 2 * BLOCK + lanes).enumerate().map(move |(index, state)| {
+    /// The job's query blocks with their block and head of the group, cut out of the memory that holds them.
+    fn states<'s>(&self, states: &'s mut [f32]) -> impl Iterator<Item = (usize, usize, Queries<'s>)> + use<'s> {
+        let (out, lanes) = (BLOCK * self.g.v_wide, BLOCK * self.g.table.lanes);
+        let (first, group) = (self.blocks.start, self.g.group);
+        states.chunks_exact_mut(self.state_len()).enumerate().map(move |(index, state)| {
             let (sums, state) = state.split_at_mut(lanes);
             let (greatest, state) = state.split_at_mut(BLOCK);
             let (rescale, state) = state.split_at_mut(BLOCK);
             let (out, state) = state.split_at_mut(out);
             let running = Running { greatest, sums, rescale };
-            (index, Queries { rows: bytemuck::cast_slice_mut(state), out, running })
+            (first + index / group, index % group, Queries { rows: bytemuck::cast_slice_mut(state), out, running })
         })
     }
 
@@ -133,59 +133,51 @@ impl Job<'_> {
         scores: &mut [f32],
         pairs: &mut [u32],
     ) {
-        let g = self.g;
+        let (g, table) = (self.g, &self.g.table);
         let (rows, diagonal) = (g.tile_rows(block), block == key_block);
         let product = Product {
             m: rows,
             n: BLOCK,
             k: g.qk_units,
-            a_row: g.qk_units,
+            a_row: g.qk_row,
             a_inner: 1,
             b_row: BLOCK,
             c_row: BLOCK,
             start: Start::Zero,
             band: if diagonal { Band::ColumnsUpToRow } else { Band::Full },
         };
-        g.table.product(&product, queries.rows, keys.keys, scores);
+        table.product(&product, queries.rows, keys.keys, scores);
 
         let step = Step { rows, diagonal, factor: g.factor };
-        g.table.running_softmax(&step, scores, pairs, &mut queries.running);
+        table.running_softmax(&step, scores, pairs, &mut queries.running);
 
         let product = Product {
             m: rows,
             n: g.v_wide,
-            k: BLOCK / g.table.unit,
-            a_row: BLOCK / g.table.unit,
+            k: BLOCK / table.unit,
+            a_row: BLOCK / table.unit,
             a_inner: 1,
             b_row: g.v_wide,
             c_row: g.v_wide,
             start: if key_block == 0 { Start::Zero } else { Start::Scaled(queries.running.rescale) },
             band: if diagonal { Band::InnerUpToRow } else { Band::Full },
         };
-        let probabilities = if g.table.unit == 1 { bytemuck::cast_slice(scores) } else { &*pairs };
-        g.table.product(&product, probabilities, keys.values, queries.out);
+        let probabilities = if table.unit == 1 { bytemuck::cast_slice(scores) } else { &*pairs };
+        table.product(&product, probabilities, keys.values, queries.out);
     }
 
     /// Divides by the sums and writes a query block's results.
     fn finish(&self, block: usize, member: usize, queries: &mut Queries<'_>) {
-        let g = self.g;
+        let (g, table, rows) = (self.g, &self.g.table, self.g.rows(block));
+        let (heads, width) = (g.shape.heads, g.shape.v_dim);
         let mut lse = [0.0; BLOCK];
-        let rows = g.rows(block);
-        for (r, lse) in lse.iter_mut().enumerate().take(rows) {
-            let sum = sum_lanes(&mut queries.running.sums[r * g.table.lanes..][..g.table.lanes]);
-            let row = &mut queries.out[r * g.v_wide..][..g.shape.v_dim];
-            let inverse = 1.0 / sum;
-            for value in row.iter_mut() {
-                *value *= inverse;
-            }
-            let log2 = f64::from(queries.running.greatest[r]) + f64::from(sum).log2();
-            *lse = (log2 * std::f64::consts::LN_2) as f32;
-            let token =
-                g.start(self.head.sequence, block, g.shape.heads, g.query_head(self.head, member), g.shape.v_dim);
-            // SAFETY: this row of `out` belongs to this job alone, see `Job`, and a job runs on one thread.
-            unsafe { self.out.write(token + r * g.shape.heads * g.shape.v_dim, row) };
+        table.finish(&mut queries.running, queries.out, g.v_wide, &mut lse[..rows]);
+        let start = g.start(self.head.sequence, block, heads, g.query_head(self.head, member), width);
+        // SAFETY: this query block's rows of `out` and `lse` belong to this job alone, see `Job`.
+        unsafe {
+            self.out.write(table, queries.out, g.v_wide, (rows, width), start, heads * width);
+            let start = g.lse_start(self.head, member, block);
+            self.lse.write(table, &lse, BLOCK, (1, rows), start, 0);
         }
-        // SAFETY: this block's part of `lse` belongs to this job alone, see `Job`, and a job runs on one thread.
-        unsafe { self.lse.write(g.lse_start(self.head, member, block), &lse[..rows]) };
     }
 }

@@ -3,11 +3,9 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use half::bf16;
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::pack::Rows;
+use super::pack::{Place, Rows};
 use super::softmax::BLOCK;
 use super::table::Table;
 use crate::cpu::slices::{Floats, FloatsMut};
@@ -24,11 +22,15 @@ pub(super) struct Geometry {
     pub blocks: usize,
     /// A row of a query or key in units along its columns.
     pub qk_units: usize,
-    /// Its columns, padded to whole vectors.
+    /// That, padded to whole vectors.
+    pub qk_row: usize,
+    /// Its columns, padded to whole vectors; equal to `qk_row` where a unit is one value.
     pub qk_wide: usize,
     /// A row of a value in units along its columns.
     pub v_units: usize,
-    /// Its columns, padded to whole vectors.
+    /// That, padded to whole vectors.
+    pub v_row: usize,
+    /// Its columns, padded to whole vectors; equal to `v_row` where a unit is one value.
     pub v_wide: usize,
     /// Multiplies raw scores to give exponents of two.
     pub factor: f32,
@@ -49,8 +51,10 @@ impl Geometry {
             group: shape.heads / shape.kv_heads,
             blocks: shape.seq_len.div_ceil(BLOCK),
             qk_units: shape.qk_dim.div_ceil(table.unit),
+            qk_row: shape.qk_dim.div_ceil(table.unit).next_multiple_of(table.lanes),
             qk_wide: shape.qk_dim.next_multiple_of(table.lanes),
             v_units: shape.v_dim.div_ceil(table.unit),
+            v_row: shape.v_dim.div_ceil(table.unit).next_multiple_of(table.lanes),
             v_wide: shape.v_dim.next_multiple_of(table.lanes),
             factor: (shape.scale * std::f64::consts::LOG2_E) as f32,
         }
@@ -133,15 +137,9 @@ pub(super) fn run_jobs(count: usize, job: impl Fn(usize) + Sync) {
 
 /// A tensor that jobs write disjoint rows of.
 pub(super) struct Target<'a> {
-    pointer: Pointer,
+    place: Place,
     len: usize,
     borrow: PhantomData<&'a mut [f32]>,
-}
-
-#[derive(Clone, Copy)]
-enum Pointer {
-    F32(*mut f32),
-    Bf16(*mut bf16),
 }
 
 // SAFETY: a Target is an exclusive borrow of plain floats for its lifetime; the only way to write through a shared one
@@ -151,30 +149,36 @@ unsafe impl Sync for Target<'_> {}
 impl<'a> Target<'a> {
     pub(super) fn new(values: FloatsMut<'a>) -> Self {
         let len = values.len();
-        let pointer = match values {
-            FloatsMut::F32(values) => Pointer::F32(values.as_mut_ptr()),
-            FloatsMut::Bf16(values) => Pointer::Bf16(values.as_mut_ptr()),
+        let place = match values {
+            FloatsMut::F32(values) => Place::F32(values.as_mut_ptr()),
+            FloatsMut::Bf16(values) => Place::Bf16(values.as_mut_ptr()),
         };
-        Self { pointer, len, borrow: PhantomData }
+        Self { place, len, borrow: PhantomData }
     }
 
-    /// Writes `values` from element `start` on, rounded to the tensor's type.
+    /// Writes the first `width` values of `count` rows of `source`, which are `source_stride` long, to the rows that
+    /// begin at element `start` and are `stride` apart, rounded to the tensor's type.
     ///
     /// # Safety
-    /// No other thread writes these elements while the target is borrowed.
-    pub(super) unsafe fn write(&self, start: usize, values: &[f32]) {
-        assert!(start <= self.len && values.len() <= self.len - start, "row at {start} of {} elements", self.len);
-        // SAFETY: the range lies inside the borrowed tensor by the assertion, and nobody else touches it by the
+    /// No other thread writes these rows while the target is borrowed.
+    pub(super) unsafe fn write(
+        &self,
+        table: &Table,
+        source: &[f32],
+        source_stride: usize,
+        (count, width): (usize, usize),
+        start: usize,
+        stride: usize,
+    ) {
+        assert!(count > 0 && start + (count - 1) * stride + width <= self.len, "rows at {start} of {}", self.len);
+        // SAFETY: the rows lie inside the borrowed tensor by the assertion, and nobody else touches them by the
         // caller's promise (nobody reads at all: the tensor is exclusively borrowed).
         unsafe {
-            match self.pointer {
-                Pointer::F32(pointer) => {
-                    std::slice::from_raw_parts_mut(pointer.add(start), values.len()).copy_from_slice(values);
-                }
-                Pointer::Bf16(pointer) => {
-                    std::slice::from_raw_parts_mut(pointer.add(start), values.len()).convert_from_f32_slice(values);
-                }
-            }
+            let place = match self.place {
+                Place::F32(pointer) => Place::F32(pointer.add(start)),
+                Place::Bf16(pointer) => Place::Bf16(pointer.add(start)),
+            };
+            table.unpack(source, source_stride, count, width, place, stride);
         }
     }
 }

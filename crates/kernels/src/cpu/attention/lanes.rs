@@ -17,8 +17,14 @@ pub(super) trait Lanes: Copy {
     unsafe fn splat(x: f32) -> Self::V;
     /// Reads `N` values, at any alignment.
     unsafe fn load(from: *const f32) -> Self::V;
+    /// Reads the first `count` (or `N`, if that is less) values; the other lanes are zero and not read.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::V;
+    /// Reads `N` bf16 values given as their bits, at any alignment.
+    unsafe fn widen(from: *const u16) -> Self::V;
     /// Writes `N` values, at any alignment.
     unsafe fn store(to: *mut f32, v: Self::V);
+    /// Writes the first `count` (or `N`, if that is less) values only.
+    unsafe fn store_first(to: *mut f32, count: usize, v: Self::V);
     /// `a - b`.
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// `a + b`.
@@ -42,7 +48,8 @@ pub(super) trait Lanes: Copy {
 }
 
 /// Minimax polynomial of `(2^f - 1) / f` for f in [-0.5, 0.5], lowest power first; 2e-9 relative error of `2^f`.
-const EXP2: [f32; 6] = [0.693_147_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_5, 0.000_153_533_62];
+const EXP2: [f32; 6] =
+    [std::f32::consts::LN_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_5, 0.000_153_533_62];
 
 /// `2^x` within 2 ulp; zero instead of denormals where the lanes have no cheap way to make them. NaN stays NaN.
 ///
@@ -88,9 +95,27 @@ impl Lanes for Portable {
         unsafe { from.cast::<[f32; 8]>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::V {
+        let mut lanes = [0.0; 8];
+        // SAFETY: the caller points at `count` floats, and no more than the 8 of `lanes` are copied.
+        unsafe { std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count.min(8)) };
+        lanes
+    }
+    #[inline(always)]
+    unsafe fn widen(from: *const u16) -> Self::V {
+        // SAFETY: the caller points at 8 values of 16 bits.
+        let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
+        std::array::from_fn(|lane| f32::from_bits(u32::from(bits[lane]) << 16))
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, v: Self::V) {
         // SAFETY: the caller points at room for 8 floats.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, count: usize, v: Self::V) {
+        // SAFETY: the caller points at room for `count` floats, and no more than the 8 of `v` are copied.
+        unsafe { std::ptr::copy_nonoverlapping(v.as_ptr(), to, count.min(8)) };
     }
     #[inline(always)]
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {

@@ -15,6 +15,16 @@ pub(super) struct Avx512;
 /// All ones, then zeros: eight words from `8 - count` on are the mask of the first `count` lanes.
 static FIRST_LANES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
+/// The mask of the first `count` of eight lanes.
+///
+/// # Safety
+/// AVX is there.
+#[inline(always)]
+unsafe fn first_lanes(count: usize) -> __m256i {
+    // SAFETY: the caller runs with AVX; words 8-count..16-count of the 16 exist because count is held to 8.
+    unsafe { _mm256_loadu_si256(FIRST_LANES.as_ptr().add(8 - count.min(8)).cast()) }
+}
+
 impl Lanes for Avx2 {
     type V = __m256;
     const N: usize = 8;
@@ -31,9 +41,27 @@ impl Lanes for Avx2 {
         unsafe { _mm256_loadu_ps(from) }
     }
     #[inline(always)]
+    unsafe fn widen(from: *const u16) -> __m256 {
+        // SAFETY: AVX2, and 8 values of 16 bits behind `from`, by the caller.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m256) {
         // SAFETY: AVX2, and room for 8 floats behind `to`, by the caller.
         unsafe { _mm256_storeu_ps(to, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> __m256 {
+        // SAFETY: AVX2, and `count` floats behind `from`, by the caller; masked lanes are not read.
+        unsafe { _mm256_maskload_ps(from, first_lanes(count)) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, count: usize, v: __m256) {
+        // SAFETY: AVX2, and room for `count` floats behind `to`, by the caller; masked lanes are not written.
+        unsafe { _mm256_maskstore_ps(to, first_lanes(count), v) }
     }
     #[inline(always)]
     unsafe fn sub(a: __m256, b: __m256) -> __m256 {
@@ -82,12 +110,8 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn keep_first(v: __m256, count: usize, other: __m256) -> __m256 {
-        let count = count.min(8);
-        // SAFETY: the caller runs with AVX2; words 8-count..16-count of the 16 exist because count is at most 8.
-        unsafe {
-            let mask = _mm256_loadu_ps(FIRST_LANES.as_ptr().add(8 - count).cast());
-            _mm256_blendv_ps(other, v, mask)
-        }
+        // SAFETY: the caller runs with AVX2.
+        unsafe { _mm256_blendv_ps(other, v, _mm256_castsi256_ps(first_lanes(count))) }
     }
     #[inline(always)]
     unsafe fn max_lane(v: __m256) -> f32 {
@@ -98,6 +122,12 @@ impl Lanes for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
     }
+}
+
+/// The mask of the first `count` of sixteen lanes.
+#[inline(always)]
+fn first_of_sixteen(count: usize) -> __mmask16 {
+    ((1_u32 << count.min(16)) - 1) as __mmask16
 }
 
 impl Lanes for Avx512 {
@@ -117,9 +147,27 @@ impl Lanes for Avx512 {
         unsafe { _mm512_loadu_ps(from) }
     }
     #[inline(always)]
+    unsafe fn widen(from: *const u16) -> __m512 {
+        // SAFETY: AVX-512, and 16 values of 16 bits behind `from`, by the caller.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m512) {
         // SAFETY: AVX-512, and room for 16 floats behind `to`, by the caller.
         unsafe { _mm512_storeu_ps(to, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
+        // SAFETY: AVX-512, and `count` floats behind `from`, by the caller; masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps(first_of_sixteen(count), from) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, count: usize, v: __m512) {
+        // SAFETY: AVX-512, and room for `count` floats behind `to`, by the caller; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(to, first_of_sixteen(count), v) }
     }
     #[inline(always)]
     unsafe fn sub(a: __m512, b: __m512) -> __m512 {
@@ -163,9 +211,8 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn keep_first(v: __m512, count: usize, other: __m512) -> __m512 {
-        let mask = ((1_u32 << count.min(16)) - 1) as __mmask16;
         // SAFETY: the caller runs with AVX-512.
-        unsafe { _mm512_mask_blend_ps(mask, other, v) }
+        unsafe { _mm512_mask_blend_ps(first_of_sixteen(count), other, v) }
     }
     #[inline(always)]
     unsafe fn max_lane(v: __m512) -> f32 {

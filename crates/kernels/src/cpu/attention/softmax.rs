@@ -52,20 +52,41 @@ pub(super) unsafe fn running_softmax<F: Form>(
     assert!(running.sums.len() >= BLOCK * lanes);
     let scores = scores.as_mut_ptr();
     let probabilities = if F::UNIT == 1 { scores.cast::<u32>() } else { pairs.as_mut_ptr() };
-    let mut seen = [f32::NEG_INFINITY; BLOCK];
+    // SAFETY: scores and probabilities have room for BLOCK rows of BLOCK columns, and the rest is as asserted.
+    unsafe {
+        if step.diagonal {
+            softmax_rows::<F, true>(step, scores, probabilities, running);
+        } else {
+            softmax_rows::<F, false>(step, scores, probabilities, running);
+        }
+    }
+}
 
-    // SAFETY: rows are below BLOCK and columns in whole pairs of vectors below BLOCK, for which all of these have room
-    // (asserted above); the rest is the caller's promise.
+/// [`running_softmax`] of a block on the diagonal or off it.
+///
+/// # Safety
+/// As there, with its assertions made.
+#[inline(always)]
+unsafe fn softmax_rows<F: Form, const DIAGONAL: bool>(
+    step: &Step,
+    scores: *mut f32,
+    probabilities: *mut u32,
+    running: &mut Running<'_>,
+) {
+    let lanes = F::L::N;
+    let mut seen = [f32::NEG_INFINITY; BLOCK];
+    // SAFETY: rows are below BLOCK and columns in whole pairs of vectors below BLOCK, for which all of these have room;
+    // the rest is the caller's promise.
     unsafe {
         let factor = F::L::splat(step.factor);
         let lowest = F::L::splat(f32::NEG_INFINITY);
         for (r, seen) in seen.iter_mut().enumerate().take(step.rows) {
-            let count = if step.diagonal { r + 1 } else { BLOCK };
+            let count = if DIAGONAL { r + 1 } else { BLOCK };
             let row = scores.add(r * BLOCK);
             let mut greatest = lowest;
             for column in (0..count).step_by(lanes) {
                 let score = F::L::mul(F::L::load(row.add(column)), factor);
-                let score = if step.diagonal { F::L::keep_first(score, count - column, lowest) } else { score };
+                let score = if DIAGONAL { F::L::keep_first(score, count - column, lowest) } else { score };
                 greatest = F::L::max(greatest, score);
             }
             *seen = F::L::max_lane(greatest);
@@ -77,7 +98,7 @@ pub(super) unsafe fn running_softmax<F: Form>(
             F::L::store(running.rescale.as_mut_ptr().add(r), exp2::<F::L>(F::L::sub(before, now)));
         }
         for r in 0..step.rows {
-            let count = if step.diagonal { r + 1 } else { BLOCK };
+            let count = if DIAGONAL { r + 1 } else { BLOCK };
             let row = scores.add(r * BLOCK);
             let target = probabilities.add(r * BLOCK / F::UNIT);
             let greatest = F::L::splat(*running.greatest.as_ptr().add(r));
@@ -85,19 +106,16 @@ pub(super) unsafe fn running_softmax<F: Form>(
             let sums = running.sums.as_mut_ptr().add(r * lanes);
             let mut sum = F::L::mul(F::L::load(sums), rescale);
             for column in (0..BLOCK).step_by(2 * lanes) {
-                let (mut low, mut high) = (F::L::splat(0.0), F::L::splat(0.0));
-                if column < count {
-                    let exponent = F::L::sub(F::L::mul(F::L::load(row.add(column)), factor), greatest);
-                    low = probability::<F>(exponent, step.diagonal, count - column);
-                    sum = F::L::add(sum, low);
+                let mut both = [F::L::splat(0.0); 2];
+                for (vector, probability) in both.iter_mut().enumerate() {
+                    let column = column + vector * lanes;
+                    if column < count {
+                        let exponent = F::L::sub(F::L::mul(F::L::load(row.add(column)), factor), greatest);
+                        *probability = probability_of::<F, DIAGONAL>(exponent, count - column);
+                        sum = F::L::add(sum, *probability);
+                    }
                 }
-                if column + lanes < count {
-                    let column = column + lanes;
-                    let exponent = F::L::sub(F::L::mul(F::L::load(row.add(column)), factor), greatest);
-                    high = probability::<F>(exponent, step.diagonal, count - column);
-                    sum = F::L::add(sum, high);
-                }
-                F::store_row(target, column, low, high);
+                F::store_row(target, column, both[0], both[1]);
             }
             F::L::store(sums, sum);
         }
@@ -109,11 +127,42 @@ pub(super) unsafe fn running_softmax<F: Form>(
 /// # Safety
 /// The instructions of `F` are there.
 #[inline(always)]
-unsafe fn probability<F: Form>(exponent: Vector<F>, diagonal: bool, count: usize) -> Vector<F> {
+unsafe fn probability_of<F: Form, const DIAGONAL: bool>(exponent: Vector<F>, count: usize) -> Vector<F> {
     // SAFETY: as the caller promises.
     unsafe {
         let lowest = F::L::splat(f32::NEG_INFINITY);
-        exp2::<F::L>(if diagonal { F::L::keep_first(exponent, count, lowest) } else { exponent })
+        exp2::<F::L>(if DIAGONAL { F::L::keep_first(exponent, count, lowest) } else { exponent })
+    }
+}
+
+/// Ends a running softmax: divides `out`, `rows` rows of `stride` values relative to the greatest score, by the sums,
+/// and writes the natural logarithms of the sums of exponentials.
+///
+/// # Safety
+/// The instructions of `L` are there. Bounds are asserted here.
+#[inline(always)]
+pub(super) unsafe fn finish<L: Lanes>(running: &mut Running<'_>, out: &mut [f32], stride: usize, lse: &mut [f32]) {
+    assert!(stride.is_multiple_of(L::N) && lse.len() * stride <= out.len());
+    for (r, (lse, row)) in lse.iter_mut().zip(out.chunks_exact_mut(stride)).enumerate() {
+        let lanes = &mut running.sums[r * L::N..][..L::N];
+        let mut half = L::N / 2;
+        while half > 0 {
+            for lane in 0..half {
+                lanes[lane] += lanes[lane + half];
+            }
+            half /= 2;
+        }
+        let sum = lanes[0];
+        // SAFETY: a row is whole vectors.
+        unsafe {
+            let inverse = L::splat(1.0 / sum);
+            for column in (0..stride).step_by(L::N) {
+                let values = row.as_mut_ptr().add(column);
+                L::store(values, L::mul(L::load(values), inverse));
+            }
+        }
+        let log2 = f64::from(running.greatest[r]) + f64::from(sum).log2();
+        *lse = (log2 * std::f64::consts::LN_2) as f32;
     }
 }
 
@@ -155,28 +204,50 @@ pub(super) unsafe fn score_gradient<F: Form>(
     probabilities: &mut [u32],
     d_scores: &mut Packed<'_>,
 ) {
-    let lanes = F::L::N;
     let units = BLOCK * BLOCK / F::UNIT;
-    assert!(step.rows <= BLOCK && step.rows.is_multiple_of(2) && BLOCK.is_multiple_of(2 * lanes));
+    assert!(step.rows <= BLOCK && step.rows.is_multiple_of(2) && BLOCK.is_multiple_of(2 * F::L::N));
     assert!(scores.len() >= BLOCK * BLOCK && d_probabilities.len() >= BLOCK * BLOCK);
     assert!(step.offset.len() >= BLOCK && step.delta.len() >= BLOCK);
     assert!(probabilities.len() >= units && d_scores.along_rows.len() >= units);
     assert!(F::UNIT == 1 || d_scores.along_columns.len() >= units);
+    // SAFETY: the assertions are those that it asks for.
+    unsafe {
+        if step.diagonal {
+            gradient_rows::<F, true>(step, scores, d_probabilities, probabilities, d_scores);
+        } else {
+            gradient_rows::<F, false>(step, scores, d_probabilities, probabilities, d_scores);
+        }
+    }
+}
+
+/// [`score_gradient`] of a block on the diagonal or off it.
+///
+/// # Safety
+/// As there, with its assertions made.
+#[inline(always)]
+unsafe fn gradient_rows<F: Form, const DIAGONAL: bool>(
+    step: &Gradient<'_>,
+    scores: &[f32],
+    d_probabilities: &[f32],
+    probabilities: &mut [u32],
+    d_scores: &mut Packed<'_>,
+) {
+    let lanes = F::L::N;
     let (scores, d_probabilities) = (scores.as_ptr(), d_probabilities.as_ptr());
     let probabilities = probabilities.as_mut_ptr();
     let (along_rows, along_columns) = (d_scores.along_rows.as_mut_ptr(), d_scores.along_columns.as_mut_ptr());
-
     // SAFETY: rows r, r + 1 are below BLOCK and columns in whole pairs of vectors below BLOCK, for which all of these
-    // have room (asserted above); `along_columns` is touched only where it was asserted; the rest is the caller's.
+    // have room; `along_columns` is touched only where it has; the rest is the caller's promise.
     unsafe {
         let zero = F::L::splat(0.0);
+        let factor = F::L::splat(step.factor);
         for r in (0..step.rows).step_by(2) {
             for column in (0..BLOCK).step_by(2 * lanes) {
                 // [row][vector]
                 let (mut p, mut ds) = ([[zero; 2]; 2], [[zero; 2]; 2]);
                 for odd in 0..2 {
                     let row = r + odd;
-                    let count = if step.diagonal { row + 1 } else { BLOCK };
+                    let count = if DIAGONAL { row + 1 } else { BLOCK };
                     let offset = F::L::splat(*step.offset.get_unchecked(row));
                     let delta = F::L::splat(*step.delta.get_unchecked(row));
                     for vector in 0..2 {
@@ -185,17 +256,16 @@ pub(super) unsafe fn score_gradient<F: Form>(
                             continue;
                         }
                         let at = row * BLOCK + column;
-                        let count = count - column;
-                        let factor = F::L::splat(step.factor);
                         let exponent = F::L::mul_add(F::L::load(scores.add(at)), factor, offset);
                         // A probability is at most one: held to that, gradients stay finite when scores are so large
                         // that the rounding of `offset` alone is a large exponent.
                         let exponent = F::L::min(zero, exponent);
-                        let prob = probability::<F>(exponent, step.diagonal, count);
+                        let probability = probability_of::<F, DIAGONAL>(exponent, count - column);
                         let from_delta = F::L::sub(F::L::load(d_probabilities.add(at)), delta);
-                        let scaled = F::L::mul(F::L::mul(prob, F::L::splat(step.scale)), from_delta);
-                        p[odd][vector] = prob;
-                        ds[odd][vector] = if step.diagonal { F::L::keep_first(scaled, count, zero) } else { scaled };
+                        let scaled = F::L::mul(F::L::mul(probability, F::L::splat(step.scale)), from_delta);
+                        p[odd][vector] = probability;
+                        ds[odd][vector] =
+                            if DIAGONAL { F::L::keep_first(scaled, count - column, zero) } else { scaled };
                     }
                 }
                 for vector in 0..2 {

@@ -5,7 +5,7 @@
 
 use super::form::{Form, Single};
 use super::lanes::{Lanes, Portable};
-use super::pack;
+use super::pack::{self, Place, Rows};
 use super::product::{self, Product};
 use super::softmax::{self, Gradient, Packed, Running, Step};
 use crate::buffer::Element;
@@ -14,6 +14,10 @@ use crate::cpu::isa::Isa;
 type ProductKernel = unsafe fn(&Product<'_>, &[u32], &[u32], &mut [f32]);
 type SoftmaxKernel = unsafe fn(&Step, &mut [f32], &mut [u32], &mut Running<'_>);
 type GradientKernel = unsafe fn(&Gradient<'_>, &[f32], &[f32], &mut [u32], &mut Packed<'_>);
+type FinishKernel = unsafe fn(&mut Running<'_>, &mut [f32], usize, &mut [f32]);
+type PackKernel = unsafe fn(&Rows<'_>, &mut [u32], usize);
+type DotsKernel = unsafe fn(&Rows<'_>, &Rows<'_>, &mut [f32]);
+type UnpackKernel = unsafe fn(&[f32], usize, usize, usize, Place, usize);
 type TransposeKernel = unsafe fn(&[u32], usize, usize, &mut [u32]);
 
 /// The kernels of one instruction set and element type.
@@ -29,7 +33,12 @@ pub(super) struct Table {
     pub tile_rows: usize,
     product: ProductKernel,
     running_softmax: SoftmaxKernel,
+    finish: FinishKernel,
     score_gradient: GradientKernel,
+    pack_along_columns: PackKernel,
+    pack_along_rows: PackKernel,
+    dots: DotsKernel,
+    unpack: UnpackKernel,
     transpose: TransposeKernel,
 }
 
@@ -81,6 +90,47 @@ impl Table {
         unsafe { (self.score_gradient)(step, scores, d_probabilities, probabilities, d_scores) }
     }
 
+    /// See [`softmax::finish`].
+    pub(super) fn finish(&self, running: &mut Running<'_>, out: &mut [f32], stride: usize, lse: &mut [f32]) {
+        // SAFETY: the instructions are there: this type's invariant.
+        unsafe { (self.finish)(running, out, stride, lse) }
+    }
+
+    /// See [`pack::pack_along_columns`].
+    pub(super) fn pack_along_columns(&self, rows: &Rows<'_>, target: &mut [u32], stride: usize) {
+        // SAFETY: the instructions are there: this type's invariant.
+        unsafe { (self.pack_along_columns)(rows, target, stride) }
+    }
+
+    /// See [`pack::pack_along_rows`].
+    pub(super) fn pack_along_rows(&self, rows: &Rows<'_>, target: &mut [u32], stride: usize) {
+        // SAFETY: the instructions are there: this type's invariant.
+        unsafe { (self.pack_along_rows)(rows, target, stride) }
+    }
+
+    /// See [`pack::dots`].
+    pub(super) fn dots(&self, a: &Rows<'_>, b: &Rows<'_>, sums: &mut [f32]) {
+        // SAFETY: the instructions are there: this type's invariant.
+        unsafe { (self.dots)(a, b, sums) }
+    }
+
+    /// See [`pack::unpack`].
+    ///
+    /// # Safety
+    /// The rows at `target`, `count` of `width` values and `stride` apart, exist and are the caller's alone to write.
+    pub(super) unsafe fn unpack(
+        &self,
+        source: &[f32],
+        source_stride: usize,
+        count: usize,
+        width: usize,
+        target: Place,
+        stride: usize,
+    ) {
+        // SAFETY: the instructions are there: this type's invariant. The rows are the caller's promise.
+        unsafe { (self.unpack)(source, source_stride, count, width, target, stride) }
+    }
+
     /// See [`pack::transpose`].
     pub(super) fn transpose(&self, source: &[u32], stride: usize, columns: usize, target: &mut [u32]) {
         // SAFETY: the instructions are there: this type's invariant.
@@ -97,7 +147,12 @@ fn portable() -> Table {
         tile_rows: TILE_ROWS,
         product: product::product::<F, TILE_ROWS, 1>,
         running_softmax: softmax::running_softmax::<F>,
+        finish: softmax::finish::<Portable>,
         score_gradient: softmax::score_gradient::<F>,
+        pack_along_columns: pack::pack_along_columns::<F>,
+        pack_along_rows: pack::pack_along_rows::<F>,
+        dots: pack::dots::<Portable>,
+        unpack: pack::unpack::<Portable>,
         transpose: pack::transpose,
     }
 }
@@ -144,13 +199,55 @@ mod x86 {
                     unsafe { softmax::score_gradient::<F>(step, scores, d_probabilities, probabilities, d_scores) }
                 }
 
+                #[target_feature(enable = $features)]
+                unsafe fn finish(running: &mut Running<'_>, out: &mut [f32], stride: usize, lse: &mut [f32]) {
+                    // SAFETY: compiled for the form's instructions, which the caller vouches for.
+                    unsafe { softmax::finish::<<F as Form>::L>(running, out, stride, lse) }
+                }
+
+                #[target_feature(enable = $features)]
+                unsafe fn pack_along_columns(rows: &Rows<'_>, target: &mut [u32], stride: usize) {
+                    // SAFETY: compiled for the form's instructions, which the caller vouches for.
+                    unsafe { pack::pack_along_columns::<F>(rows, target, stride) }
+                }
+
+                #[target_feature(enable = $features)]
+                unsafe fn pack_along_rows(rows: &Rows<'_>, target: &mut [u32], stride: usize) {
+                    // SAFETY: compiled for the form's instructions, which the caller vouches for.
+                    unsafe { pack::pack_along_rows::<F>(rows, target, stride) }
+                }
+
+                #[target_feature(enable = $features)]
+                unsafe fn dots(a: &Rows<'_>, b: &Rows<'_>, sums: &mut [f32]) {
+                    // SAFETY: compiled for the form's instructions, which the caller vouches for.
+                    unsafe { pack::dots::<<F as Form>::L>(a, b, sums) }
+                }
+
+                #[target_feature(enable = $features)]
+                unsafe fn unpack(
+                    source: &[f32],
+                    source_stride: usize,
+                    count: usize,
+                    width: usize,
+                    target: Place,
+                    stride: usize,
+                ) {
+                    // SAFETY: compiled for the form's instructions; these and the rows are the caller's promise.
+                    unsafe { pack::unpack::<<F as Form>::L>(source, source_stride, count, width, target, stride) }
+                }
+
                 Table {
                     unit: F::UNIT,
                     lanes: <F as Form>::L::N,
                     tile_rows: $rows,
                     product,
                     running_softmax,
+                    finish,
                     score_gradient,
+                    pack_along_columns,
+                    pack_along_rows,
+                    dots,
+                    unpack,
                     transpose: $transpose,
                 }
             }
