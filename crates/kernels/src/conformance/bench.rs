@@ -256,7 +256,7 @@ pub(super) fn compare(
     if let Some(i) = (0..got.len()).find(|&i| !got[i].is_finite() && want[i].is_finite()) {
         return Err(format!("{name}[{i}] is {} instead of {}", got[i], want[i]));
     }
-    let bound = tolerance.bound(element, got.len());
+    let bound = tolerance.bound(element, want);
     let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
     let distance = got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum::<f64>().sqrt();
     if distance > bound * norm {

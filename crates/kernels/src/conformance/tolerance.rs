@@ -34,15 +34,21 @@ impl Tolerance {
         Self::Computed(4.0 * F32 * (terms as f64 + 16.0).sqrt())
     }
 
-    /// The largest relative error of an output of `len` elements stored as `element`.
+    /// The largest relative error of an output stored as `element`, that should be `want`.
     ///
     /// Rounding to nearest loses at most one unit roundoff, and over many elements 0.43 of it in the root mean square;
-    /// truncation would lose 0.82. Long bf16 outputs are therefore held to a little more than one half.
-    pub(super) fn bound(self, element: Element, len: usize) -> f64 {
+    /// truncation would lose 0.82. Long bf16 outputs are therefore held to a little more than one half, "long" being
+    /// the number of elements that make up the norm: `(sum of squares)² / sum of fourth powers`.
+    pub(super) fn bound(self, element: Element, want: &[f64]) -> f64 {
         let Self::Computed(computed) = self else { return 0.0 };
         let stored = match element {
             Element::F32 => F32,
-            Element::Bf16 => BF16 * (0.5 + 2.0 / (len.max(1) as f64).sqrt()).min(1.0),
+            Element::Bf16 => {
+                let squares: f64 = want.iter().map(|w| w.powi(2)).sum();
+                let fourths: f64 = want.iter().map(|w| w.powi(4)).sum();
+                let count = squares * squares / fourths.max(f64::MIN_POSITIVE);
+                BF16 * (0.5 + 1.2 / count.max(1.0).sqrt()).min(1.0)
+            }
             Element::U32 => 0.0,
         };
         computed + stored
