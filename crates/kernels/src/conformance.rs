@@ -7,7 +7,7 @@
 //! written. Outputs that a kernel overwrites hold NaN before the call.
 //!
 //! Not here: whether the reference is right; its backward passes are held to finite differences of its forward passes
-//! in `tests/finite_differences.rs`.
+//! in `tests/finite_differences`.
 
 mod argument;
 mod attention;

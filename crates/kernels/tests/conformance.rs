@@ -1,7 +1,7 @@
 //! The conformance suite over every backend that this machine has, one test for each kernel of each.
 //!
 //! Every test runs twice: with a fixed seed, and with a fresh one from the operating system. A failure prints its seed;
-//! `CAMBIUM_TEST_SEED=<seed>` (decimal, or hexadecimal after `0x`) runs that one in place of the fresh one.
+//! `CAMBIUM_TEST_SEED=<seed>` runs that one in place of the fresh one.
 
 use std::env;
 
@@ -15,11 +15,7 @@ const FIXED_SEED: u64 = 0xcafe_f00d;
 /// From the environment, or fresh.
 fn seed() -> u64 {
     let Ok(text) = env::var("CAMBIUM_TEST_SEED") else { return rand::random() };
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.unwrap_or_else(|error| panic!("CAMBIUM_TEST_SEED = {text} is not a number: {error}"))
+    text.parse().unwrap_or_else(|error| panic!("CAMBIUM_TEST_SEED = {text} is not a number: {error}"))
 }
 
 /// Runs one case. A backend that this machine cannot run says why; that is printed, and nothing is asked of it.
@@ -33,7 +29,7 @@ fn holds<B: Backend>(case: &str, backend: Result<B, String>, may_be_missing: &[&
             Ok(Verdict::Agrees) => {}
             Ok(Verdict::Missing) => println!("missing: the {} backend has no {case} kernel", backend.name()),
             Err(failure) => {
-                panic!("{case} on {}: {failure}\nrun it again with CAMBIUM_TEST_SEED={seed:#x}", backend.name())
+                panic!("{case} on {}: {failure}\nrun it again with CAMBIUM_TEST_SEED={seed}", backend.name())
             }
         }
     }
