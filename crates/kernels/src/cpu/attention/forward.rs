@@ -12,8 +12,8 @@ use super::scratch::{Scratch, with_scratch};
 use super::softmax::{BLOCK, Running, Step};
 use crate::cpu::slices::{Floats, FloatsMut};
 
-/// Rows that a job should have, for the packing of its keys to cost little.
-const JOB_ROWS: usize = 256;
+/// Memory that a job's query blocks may take: the more, the less the packing of keys costs, but it should stay in L2.
+const JOB_BYTES: usize = 512 << 10;
 
 /// Runs the forward on the current pool. Lengths and element types are checked.
 pub(super) fn run(
@@ -25,9 +25,12 @@ pub(super) fn run(
     lse: &mut [f32],
 ) {
     let (out, lse) = (Target::new(out), Target::new(FloatsMut::F32(lse)));
-    let run_blocks = (JOB_ROWS / (BLOCK * geometry.group)).max(1);
-    let runs = geometry.blocks.div_ceil(run_blocks);
     let heads = geometry.kv_heads();
+    let block_bytes = geometry.group * state_len(geometry) * size_of::<f32>();
+    // Four jobs a thread even out; the bits do not depend on how runs are cut.
+    let share = geometry.blocks * heads / (4 * rayon::current_num_threads());
+    let run_blocks = (JOB_BYTES / block_bytes).min(share).clamp(1, geometry.blocks);
+    let runs = geometry.blocks.div_ceil(run_blocks);
     run_jobs(runs * heads, |job| {
         // The last run of a sequence has the most to do and goes first.
         let first = (runs - 1 - job / heads) * run_blocks;
@@ -49,6 +52,11 @@ struct Job<'a> {
     blocks: Range<usize>,
 }
 
+/// Floats of the memory of a query block of one head.
+fn state_len(g: &Geometry) -> usize {
+    BLOCK * (g.qk_row + g.v_wide + 2 + g.table.lanes)
+}
+
 /// A key block, packed for the products with it.
 struct Keys<'a> {
     /// Transposed: (qk units, BLOCK).
@@ -67,14 +75,9 @@ struct Queries<'a> {
 }
 
 impl Job<'_> {
-    /// Floats of a query block's memory.
-    fn state_len(&self) -> usize {
-        BLOCK * (self.g.qk_row + self.g.v_wide + 2 + self.g.table.lanes)
-    }
-
     fn scratch_len(&self) -> usize {
         let keys = BLOCK * (2 * self.g.qk_row + self.g.v_wide);
-        keys + 2 * BLOCK * BLOCK + self.blocks.len() * self.g.group * self.state_len()
+        keys + 2 * BLOCK * BLOCK + self.blocks.len() * self.g.group * state_len(self.g)
     }
 
     fn run(&self, mut scratch: Scratch<'_>) {
@@ -84,7 +87,7 @@ impl Job<'_> {
             Keys { keys: scratch.units(BLOCK * g.qk_units), values: scratch.units(BLOCK / table.unit * g.v_wide) };
         let scores = scratch.floats(BLOCK * BLOCK);
         let pairs = scratch.units(if table.unit == 1 { 0 } else { BLOCK * BLOCK / table.unit });
-        let states = scratch.floats(self.blocks.len() * g.group * self.state_len());
+        let states = scratch.floats(self.blocks.len() * g.group * state_len(self.g));
 
         for (block, member, state) in self.states(states) {
             let rows = g.query_rows(self.q, self.head, member, block, g.shape.qk_dim);
@@ -113,7 +116,7 @@ impl Job<'_> {
     fn states<'s>(&self, states: &'s mut [f32]) -> impl Iterator<Item = (usize, usize, Queries<'s>)> + use<'s> {
         let (out, lanes) = (BLOCK * self.g.v_wide, BLOCK * self.g.table.lanes);
         let (first, group) = (self.blocks.start, self.g.group);
-        states.chunks_exact_mut(self.state_len()).enumerate().map(move |(index, state)| {
+        states.chunks_exact_mut(state_len(self.g)).enumerate().map(move |(index, state)| {
             let (sums, state) = state.split_at_mut(lanes);
             let (greatest, state) = state.split_at_mut(BLOCK);
             let (rescale, state) = state.split_at_mut(BLOCK);
