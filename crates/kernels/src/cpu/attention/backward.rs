@@ -9,6 +9,9 @@
 //! the group in order. A product's element is one chain of multiply-adds, so it does not matter who computes which
 //! block: with enough heads for the threads a job does one key/value head, all five products; with fewer, jobs of
 //! query blocks compute dq and jobs of key blocks dk and dv, seven products in all, and the bits are the same.
+//!
+//! A job keeps its keys packed and their gradients in f32: T * (3 * qk + 2 * v) floats a thread when it does a whole
+//! head, half of the packed part in pairs of bf16.
 
 use std::ops::Range;
 
