@@ -1,7 +1,7 @@
 //! The kernels of training behind one seam: [`Backend`].
 //!
 //! - [`cpu`]: SIMD on the host, what Cambium trains with where there is no card.
-//! - [`reference`]: candle-core in f64, written for clarity; the oracle of the others.
+//! - [`mod@reference`]: candle-core in f64, written for clarity; the oracle of the others.
 //! - `cuda` (feature): cudarc, cuBLASLt and NVRTC.
 //!
 //! The only crate with `unsafe`. Every kernel is a safe method that checks element types and lengths before it runs,
