@@ -4,5 +4,6 @@
 //! shapes only, so the number of threads never shows in a result.
 
 pub(crate) mod attention;
+pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod slices;

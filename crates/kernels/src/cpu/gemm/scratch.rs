@@ -1,0 +1,32 @@
+//! Scratch memory of a thread, kept from call to call.
+
+use std::cell::RefCell;
+
+/// A cache line of 4-byte values.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([u32; 16]);
+
+thread_local! {
+    static LINES: RefCell<[Vec<Line>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
+}
+
+/// Calls `work` with three aligned areas of at least so many 4-byte values; their contents are what the last call left.
+///
+/// # Panics
+/// If `work` calls this again: a job does not begin another.
+pub(super) fn with<T>(lengths: [usize; 3], work: impl FnOnce([&mut [u32]; 3]) -> T) -> T {
+    LINES.with_borrow_mut(|areas| {
+        for (area, length) in areas.iter_mut().zip(lengths) {
+            let lines = length.div_ceil(16);
+            if area.len() < lines {
+                area.resize(lines, Line([0; 16]));
+            }
+        }
+        let [first, second, third] = areas;
+        work([first, second, third].map(|area| {
+            // SAFETY: a Line is 16 u32 without padding, and the slice borrows the vector's memory for as long.
+            unsafe { std::slice::from_raw_parts_mut(area.as_mut_ptr().cast::<u32>(), 16 * area.len()) }
+        }))
+    })
+}
