@@ -2,7 +2,7 @@
 //!
 //! Every case draws its inputs from a seed: shapes with empty sides, single rows, widths that fill no vector, views at
 //! odd offsets, every element type. It holds that outputs agree within their tolerance (and inputs and neighbours of a view
-//! are left alone), that a repeated call gives the same bits wherever its buffers lie, and that wrong lengths, wrong
+//! are left alone), that a repeated call gives the same bits wherever its buffers lie (and with as many threads as the caller likes), and that wrong lengths, wrong
 //! element types, contradictory shapes and indices out of range are refused by the right [`KernelError`] before anything is
 //! written. Outputs that a kernel overwrites hold NaN before the call.
 //!
@@ -69,13 +69,14 @@ impl Failure {
 }
 
 impl<B: Backend> Case<B> {
-    /// Runs this case on `backend` with inputs drawn from `seed`. If its name is in `may_be_missing`, the backend may
-    /// answer with [`KernelError::Missing`].
+    /// Runs this case on `backend` with inputs drawn from `seed`. Every call is repeated on `twin`, which has to give the
+    /// same bits: `backend` itself, or one that differs in what must not show, such as the number of threads. If the
+    /// case's name is in `may_be_missing`, the backend may answer with [`KernelError::Missing`].
     ///
     /// # Errors
     /// The first difference from what the suite asks.
-    pub fn run(&self, backend: &B, seed: u64, may_be_missing: &[&str]) -> Result<Verdict, Failure> {
-        match (self.check)(&mut Bench::new(backend, seed)) {
+    pub fn run(&self, backend: &B, twin: &B, seed: u64, may_be_missing: &[&str]) -> Result<Verdict, Failure> {
+        match (self.check)(&mut Bench::new(backend, twin, seed)) {
             Ok(()) => Ok(Verdict::Agrees),
             Err(Failure::Kernel(KernelError::Missing { .. })) if may_be_missing.contains(&self.name) => {
                 Ok(Verdict::Missing)
@@ -130,9 +131,15 @@ pub fn cases<B: Backend>() -> Vec<Case<B>> {
 ///
 /// # Errors
 /// [`Failure::UnknownCase`], or as [`Case::run`].
-pub fn run<B: Backend>(name: &str, backend: &B, seed: u64, may_be_missing: &[&str]) -> Result<Verdict, Failure> {
+pub fn run<B: Backend>(
+    name: &str,
+    backend: &B,
+    twin: &B,
+    seed: u64,
+    may_be_missing: &[&str],
+) -> Result<Verdict, Failure> {
     let case = cases::<B>().into_iter().find(|case| case.name == name);
-    case.ok_or_else(|| Failure::UnknownCase(name.to_owned()))?.run(backend, seed, may_be_missing)
+    case.ok_or_else(|| Failure::UnknownCase(name.to_owned()))?.run(backend, twin, seed, may_be_missing)
 }
 
 /// The float types.

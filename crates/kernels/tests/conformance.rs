@@ -3,7 +3,10 @@
 //! Every test runs twice: with a fixed seed, and with a fresh one from the operating system. A failure prints its seed;
 //! `CAMBIUM_TEST_SEED=<seed>` runs that one in place of the fresh one.
 
+use std::collections::BTreeSet;
 use std::env;
+use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 use cambium_kernels::backend::Backend;
 use cambium_kernels::conformance::{self, Verdict};
@@ -18,16 +21,25 @@ fn seed() -> u64 {
     text.parse().unwrap_or_else(|error| panic!("CAMBIUM_TEST_SEED = {text} is not a number: {error}"))
 }
 
-/// Runs one case. A backend that this machine cannot run says why; that is printed, and nothing is asked of it.
-fn holds<B: Backend>(case: &str, backend: Result<B, String>, may_be_missing: &[&str]) {
-    let backend = match backend {
-        Ok(backend) => backend,
-        Err(reason) => return println!("skipped: {reason}"),
+/// Says once what is not tested, past the test harness, which shows the output of failed tests only.
+fn announce(what: String) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone()) {
+        writeln!(io::stderr(), "{what}").expect("stderr is open");
+    }
+}
+
+/// Runs one case on two backends of a kind, that have to give the same bits. Where this machine cannot run them, the
+/// reason is printed and nothing is asked.
+fn holds<B: Backend>(case: &str, backends: Result<[B; 2], String>, may_be_missing: &[&str]) {
+    let [backend, twin] = match backends {
+        Ok(backends) => backends,
+        Err(reason) => return announce(format!("skipped: {reason}")),
     };
     for seed in [FIXED_SEED, seed()] {
-        match conformance::run(case, &backend, seed, may_be_missing) {
+        match conformance::run(case, &backend, &twin, seed, may_be_missing) {
             Ok(Verdict::Agrees) => {}
-            Ok(Verdict::Missing) => println!("missing: the {} backend has no {case} kernel", backend.name()),
+            Ok(Verdict::Missing) => announce(format!("missing: the {} backend has no {case} kernel", backend.name())),
             Err(failure) => {
                 panic!("{case} on {}: {failure}\nrun it again with CAMBIUM_TEST_SEED={seed}", backend.name())
             }
@@ -35,7 +47,7 @@ fn holds<B: Backend>(case: &str, backend: Result<B, String>, may_be_missing: &[&
     }
 }
 
-/// A module with a test for each case, on the backend that `$make` gives.
+/// A module with a test for each case, on the two backends that `$make` gives.
 macro_rules! conforms {
     ($module:ident, $make:expr, may_be_missing: $missing:expr) => {
         conforms!(@cases $module, $make, $missing;
@@ -51,7 +63,6 @@ macro_rules! conforms {
     };
     (@cases $module:ident, $make:expr, $missing:expr; $($case:ident)*) => {
         mod $module {
-            #[allow(unused_imports, reason = "some makers need no name from outside")]
             use super::*;
 
             $(
@@ -71,4 +82,4 @@ macro_rules! conforms {
     };
 }
 
-conforms!(reference_agrees_with_itself_on, Ok::<_, String>(Reference::new()), may_be_missing: &[]);
+conforms!(reference_agrees_with_itself_on, Ok::<_, String>([Reference::new(), Reference::new()]), may_be_missing: &[]);

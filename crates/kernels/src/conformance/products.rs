@@ -28,6 +28,8 @@ pub(super) fn gemm<B: Backend>(bench: &mut Bench<'_, B>) -> Checked {
     // Empty sides, single rows and columns, sizes around and between the widths of vectors and tiles.
     let mut sizes = vec![(0, 5, 3), (5, 0, 3), (4, 3, 0), (1, 1, 1), (1, 17, 33), (33, 1, 7), (9, 7, 1)];
     sizes.extend([(16, 16, 16), (64, 48, 32), (65, 31, 129), (7, 130, 67), (3, 257, 300), (130, 100, 70)]);
+    // Large enough to be split between threads.
+    sizes.push((150, 260, 310));
     sizes.extend((0..4).map(|_| (1 + bench.draw.below(96), 1 + bench.draw.below(96), 1 + bench.draw.below(96))));
     for (m, n, k) in sizes {
         for switches in 0..8 {
