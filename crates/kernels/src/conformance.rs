@@ -12,6 +12,7 @@
 mod argument;
 mod attention;
 mod bench;
+mod compare;
 mod draw;
 mod experts;
 mod memory;

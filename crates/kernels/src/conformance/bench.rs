@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use super::Failure;
 use super::argument::{Argument, Placed};
+use super::compare::{compare, same_bits};
 use super::draw::Draw;
 use super::tolerance::Tolerance;
 use crate::backend::{Backend, Outcome};
@@ -230,44 +231,4 @@ fn call<B: Backend, const N: usize>(
         *values = placed.values(backend, argument.name)?;
     }
     Ok((values, reply))
-}
-
-/// NaN equals NaN here: an input that stands for "unspecified" stays as it is.
-pub(super) fn same_bits(a: &[f64], b: &[f64]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()))
-}
-
-/// `got` is `want` within `tolerance`: in the relative 2-norm, and, so that one bad element does not drown among many,
-/// each element within 16 times that, relative to itself and to the root mean square.
-pub(super) fn compare(
-    name: &str,
-    element: Element,
-    tolerance: Tolerance,
-    got: &[f64],
-    want: &[f64],
-) -> Result<(), String> {
-    if got.len() != want.len() {
-        return Err(format!("{name} has {} values instead of {}", got.len(), want.len()));
-    }
-    if tolerance == Tolerance::Exact {
-        return match (0..got.len()).find(|&i| !same_bits(&got[i..=i], &want[i..=i]) && got[i] != want[i]) {
-            None => Ok(()),
-            Some(i) => Err(format!("{name}[{i}] is {} instead of {}", got[i], want[i])),
-        };
-    }
-    if let Some(i) = (0..got.len()).find(|&i| !got[i].is_finite() && want[i].is_finite()) {
-        return Err(format!("{name}[{i}] is {} instead of {}", got[i], want[i]));
-    }
-    let bound = tolerance.bound(element, want);
-    let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
-    let distance = got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum::<f64>().sqrt();
-    if distance > bound * norm {
-        let relative = distance / norm;
-        return Err(format!("{name} is off by {relative:.3e} relative to its 2-norm; the tolerance is {bound:.3e}"));
-    }
-    let root_mean_square = norm / (want.len().max(1) as f64).sqrt();
-    match (0..got.len()).find(|&i| (got[i] - want[i]).abs() > 16.0 * bound * (want[i].abs() + root_mean_square)) {
-        None => Ok(()),
-        Some(i) => Err(format!("{name}[{i}] is {} instead of {}", got[i], want[i])),
-    }
 }

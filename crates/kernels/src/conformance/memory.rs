@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use super::argument::{Argument, Placed, round};
-use super::bench::{Bench, Checked, Kernel, Reply, same_bits};
+use super::bench::{Bench, Checked, Kernel, Reply};
+use super::compare::same_bits;
 use super::tolerance::Tolerance;
 use super::{FLOATS, Failure, type_pairs};
 use crate::backend::{Backend, Outcome};

@@ -1,7 +1,8 @@
 //! Cases of the optimizer, the gradient's norm and noise.
 
 use super::argument::{Argument, Placed};
-use super::bench::{Bench, Checked, Kernel, Reply, same_bits};
+use super::bench::{Bench, Checked, Kernel, Reply};
+use super::compare::same_bits;
 use super::tolerance::Tolerance;
 use super::{FLOATS, Failure};
 use crate::backend::{Backend, Outcome};
