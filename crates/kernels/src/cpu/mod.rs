@@ -6,4 +6,11 @@
 pub(crate) mod attention;
 pub(crate) mod gemm;
 pub(crate) mod isa;
+mod refusal;
+pub(crate) mod router;
+pub(crate) mod routing;
 pub(crate) mod slices;
+pub(crate) mod tokens;
+#[cfg(test)]
+mod trial;
+mod vectorize;
