@@ -378,3 +378,6 @@ fn dot(scores: &[f32], values: &[f64]) -> f64 {
     }
     lanes.iter().sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -331,3 +331,6 @@ vectorized! {
 fn check_top_k(at: Refusal, top_k: usize) -> Outcome {
     at.shape(top_k > 0, || "top_k is 0; a token needs at least one expert".to_owned())
 }
+
+#[cfg(test)]
+mod tests;
