@@ -41,6 +41,9 @@ impl Isa {
     /// All that this machine has, for tests that run each path.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16].into_iter().filter(|isa| *isa <= Self::detect()).collect()
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16]
+            .into_iter()
+            .filter(|isa| *isa <= Self::detect())
+            .collect()
     }
 }

@@ -53,3 +53,15 @@ impl FloatsMut<'_> {
         }
     }
 }
+
+/// Runs an expression in which floats of either type are slices of their own: `by_type!(f(x, y); Floats x, FloatsMut y)`.
+macro_rules! by_type {
+    ($run:expr;) => { $run };
+    ($run:expr; $floats:ident $name:ident $(, $other_floats:ident $other_name:ident)*) => {
+        match $name {
+            $floats::F32($name) => by_type!($run; $($other_floats $other_name),*),
+            $floats::Bf16($name) => by_type!($run; $($other_floats $other_name),*),
+        }
+    };
+}
+pub(crate) use by_type;
