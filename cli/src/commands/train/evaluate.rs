@@ -51,13 +51,13 @@ impl Evaluation {
         self.sources
             .iter()
             .map(|(path, data, rows)| {
-                let mut sum = 0.0;
+                let mut all = Vec::with_capacity(rows * self.seq_len);
                 for start in (0..*rows).step_by(self.rows) {
                     let batch = data.batch_rows(0, *rows, start..(start + self.rows).min(*rows))?;
-                    let nll = trainer.nll(&batch.inputs, &batch.targets, self.seq_len)?;
-                    sum += nll.iter().sum::<f64>();
+                    all.extend(trainer.nll(&batch.inputs, &batch.targets, self.seq_len)?);
                 }
-                let nll = sum / (rows * self.seq_len) as f64;
+                // One sum in order, so that `cambium eval` with other microbatches comes to the same bits.
+                let nll = all.iter().sum::<f64>() / all.len() as f64;
                 Ok(Held { source: path.clone(), nll, perplexity: nll.exp() })
             })
             .collect()
