@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cambium_kernels::backend::Backend;
 use cambium_kernels::conformance::{self, Verdict};
+use cambium_kernels::cpu::{Cpu, Isa};
 use cambium_kernels::reference::Reference;
 
 /// The seed of the run that is the same every time. A seed that once failed can be pasted here.
@@ -83,3 +84,16 @@ macro_rules! conforms {
 }
 
 conforms!(reference_agrees_with_itself_on, Ok::<_, String>([Reference::new(), Reference::new()]), may_be_missing: &[]);
+
+/// One thread beside two: both have to give the same bits.
+fn cpu(isa: Isa) -> Result<[Cpu; 2], String> {
+    if !Isa::available().contains(&isa) {
+        return Err(format!("this CPU has no {isa:?}"));
+    }
+    Ok([1, 2].map(|threads| Cpu::with_isa(threads, isa).expect("the system starts two threads")))
+}
+
+conforms!(portable_cpu_agrees_with_the_reference_on, cpu(Isa::Portable), may_be_missing: &[]);
+conforms!(avx2_cpu_agrees_with_the_reference_on, cpu(Isa::Avx2), may_be_missing: &[]);
+conforms!(avx512_cpu_agrees_with_the_reference_on, cpu(Isa::Avx512), may_be_missing: &[]);
+conforms!(avx512_bf16_cpu_agrees_with_the_reference_on, cpu(Isa::Avx512Bf16), may_be_missing: &[]);

@@ -64,7 +64,7 @@ impl Argument {
 pub(super) fn round(element: Element, value: f64) -> f64 {
     match element {
         Element::F32 => f64::from(value as f32),
-        Element::Bf16 => bf16::from_f64(value).to_f64(),
+        Element::Bf16 => bf16::from_f32(value as f32).to_f64(),
         Element::U32 => value,
     }
 }

@@ -208,7 +208,7 @@ pub(super) fn combine_backward<B: Backend>(bench: &mut Bench<'_, B>) -> Checked 
                 position,
                 gates,
                 d_expert_out.overwritten(Tolerance::operations(2.0)),
-                d_gates.overwritten(Tolerance::sum(width)),
+                d_gates.overwritten(Tolerance::products(width)),
             ];
             bench.agree(&CombineBackward(top_k, width), arguments.clone())?;
             if tokens == 5 {

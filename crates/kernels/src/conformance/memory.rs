@@ -1,7 +1,7 @@
 //! Cases of memory: copies, host tensors, conversions, and the account of bytes.
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
+use half::f16;
 
 use super::argument::{Argument, Placed, round};
 use super::bench::{Bench, Checked, Kernel, Reply};
@@ -11,6 +11,9 @@ use super::{FLOATS, Failure, type_pairs};
 use crate::backend::{Backend, Outcome};
 use crate::buffer::{Buffer, Element};
 use crate::error::KernelError;
+
+/// The f32 right above the middle of two neighbours in bf16: whoever drops digits before rounding takes it for a tie.
+const JUST_ABOVE_A_TIE: f64 = 1.0 + 1.0 / 256.0 + 1.0 / 8_388_608.0;
 
 const LENGTHS: [usize; 5] = [0, 1, 15, 64, 1001];
 
@@ -79,13 +82,18 @@ pub(super) fn copy<B: Backend>(bench: &mut Bench<'_, B>) -> Checked {
 fn bfloat16_is_rounded_to_nearest_even<B: Backend>(bench: &mut Bench<'_, B>) -> Checked {
     let mut values =
         vec![1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -1.0 - 1.0 / 256.0, 1.0 + 1.0 / 256.0 + 1e-6, 3.4e38, 0.0];
-    values.extend([f64::from(f32::MIN_POSITIVE), f64::INFINITY, f64::NEG_INFINITY]);
+    values.extend([
+        JUST_ABOVE_A_TIE,
+        -JUST_ABOVE_A_TIE,
+        f64::from(f32::MIN_POSITIVE),
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+    ]);
     values.extend(bench.draw.normals(200));
     let source = Argument::floats("source", Element::F32, values);
     let target = Argument::floats("target", Element::Bf16, vec![0.0; source.values.len()]);
     let rounds = is_stored_rounded(bench.subject)?;
-    let expected: Vec<f64> =
-        source.values.iter().map(|&v| if rounds { bf16::from_f64(v).to_f64() } else { v }).collect();
+    let expected: Vec<f64> = source.values.iter().map(|&v| if rounds { round(Element::Bf16, v) } else { v }).collect();
     let [_, got] = bench.on_subject(&Copy, &[source.clone(), target])?;
     let wrong = (0..got.len()).find(|&i| got[i] != expected[i]);
     expect(wrong.is_none(), || {
@@ -109,7 +117,8 @@ fn is_stored_rounded<B: Backend>(backend: &B) -> Result<bool, Failure> {
 pub(super) fn host_copies<B: Backend>(bench: &mut Bench<'_, B>) -> Checked {
     let rounds = is_stored_rounded(bench.subject)?;
     for len in LENGTHS {
-        let values = bench.draw.normals(len);
+        let mut values = bench.draw.normals(len);
+        values.iter_mut().step_by(7).for_each(|value| *value = JUST_ABOVE_A_TIE);
         for element in FLOATS {
             for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
                 // Whether an f64 goes to bf16 at once or through f32 is left open: give it f32's digits.

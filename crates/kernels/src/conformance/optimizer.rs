@@ -69,7 +69,7 @@ fn adamw_inputs<B: Backend>(bench: &mut Bench<'_, B>, step: AdamW, len: usize, e
         Argument::f32("master", bench.draw.normals(len)).updated(tolerance),
         Argument::f32("moment1", moment1).updated(tolerance),
         Argument::f32("moment2", moment2).updated(tolerance),
-        Argument::floats("compute", element, vec![0.0; len]).overwritten(tolerance),
+        Argument::floats("compute", element, vec![0.0; len]).overwritten(tolerance.of_terms(1.0)),
     ]
 }
 
@@ -80,7 +80,7 @@ impl Kernel<1> for SumSquares {
     fn call<B: Backend>(&self, on: &B, [x]: &mut [Placed<B>; 1]) -> Outcome<Reply> {
         // Squares and sum in f64: what is left is the order of the sum.
         let sum = on.sum_squares(x.get())?;
-        Ok(Reply(vec![("sum", Tolerance::Computed(1e-12), vec![sum])]))
+        Ok(Reply(vec![("sum", Tolerance::relative(1e-12), vec![sum])]))
     }
 }
 

@@ -153,7 +153,7 @@ fn factors<B: Backend>(
     let c = Argument::floats("c", product, c);
     // An F32 product of bf16 factors could be Bf16 as well; beside F32 factors nothing but F32 will do.
     let c = if factor == Element::F32 { c.matched() } else { c };
-    let tolerance = Tolerance::sum(terms);
+    let tolerance = Tolerance::products(terms);
     [
         Argument::floats("a", factor, a).matched(),
         Argument::floats("b", factor, b).matched(),
