@@ -90,14 +90,15 @@ pub(super) fn write(isa: Isa, source: &Tensor, target: Out<'_>) -> Outcome {
     Ok(())
 }
 
-/// Values that have more digits than f32, or another range: rounded once, from f64.
+/// Values that have more digits than f32, or another range: rounded from f64, to bf16 by way of f32 (half's `from_f64`
+/// drops digits before it rounds, and takes what is just above a tie for one).
 fn round_all<S: Copy + Sync>(source: &[S], target: FloatsMut<'_>, exact: impl Fn(S) -> f64 + Sync) {
     match target {
         FloatsMut::F32(target) => in_parts(source, target, |source, target| {
             target.iter_mut().zip(source).for_each(|(target, source)| *target = exact(*source) as f32);
         }),
         FloatsMut::Bf16(target) => in_parts(source, target, |source, target| {
-            target.iter_mut().zip(source).for_each(|(target, source)| *target = bf16::from_f64(exact(*source)));
+            target.iter_mut().zip(source).for_each(|(target, source)| *target = bf16::from_f32(exact(*source) as f32));
         }),
     }
 }
