@@ -4,15 +4,17 @@
 def matrices(model):
     """(active parameters of all matrices but the embedding, fused experts' parameters by layer, K/E)."""
     config = model.config
-    share = config.num_experts_per_tok / config.num_local_experts
+    # Each family has one of the two names, some both.
+    experts = getattr(config, "num_local_experts", None) or config.num_experts
+    share = config.num_experts_per_tok / experts
     head = model.lm_head.weight
-    dense, experts = head.numel(), []
+    dense, fused = head.numel(), []
     for name, p in model.named_parameters():
         if p.dim() == 3:
-            experts.append(p.numel())
+            fused.append(p.numel())
         elif p.dim() == 2 and p is not head and "embed_tokens" not in name:
             dense += p.numel()
-    return dense, experts, share
+    return dense, fused, share
 
 
 def step_flops(model, rows: int, seq_len: int) -> float:
