@@ -1,5 +1,6 @@
 //! Rotary position embedding.
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::isa::Isa;
@@ -48,33 +49,63 @@ vectorized! {
         x: &mut [X],
     ) {
         let RopeShape { seq_len, heads, head_dim, rotary_start, rotary_dim, interleaved, inverse, .. } = shape;
-        let (mut cos, mut sin) = (vec![0.0_f32; rotary_dim / 2], vec![0.0_f32; rotary_dim / 2]);
+        // All heads of a token turn by the same angles: they are laid out as the values meet them, once.
+        let angles_len = if interleaved { rotary_dim } else { rotary_dim / 2 };
+        let (mut cos, mut sin) = (vec![0.0_f32; angles_len], vec![0.0_f32; angles_len]);
+        let (mut own, mut other) = (vec![0_u64; rotary_dim / 2], vec![0_u64; rotary_dim / 2]);
         for (token, x) in (first..).zip(x.chunks_exact_mut(heads * head_dim)) {
-            // All heads of a token turn by the same angles: they are parted into cosines and sines once.
             let (angles, _) = table[token % seq_len * rotary_dim..][..rotary_dim].as_chunks::<2>();
-            for ((cos, sin), angle) in cos.iter_mut().zip(&mut sin).zip(angles) {
-                (*cos, *sin) = (angle[0], if inverse { -angle[1] } else { angle[1] });
+            for (i, [c, s]) in angles.iter().enumerate() {
+                let s = if inverse { -*s } else { *s };
+                if interleaved {
+                    (cos[2 * i], cos[2 * i + 1]) = (*c, *c);
+                    (sin[2 * i], sin[2 * i + 1]) = (-s, s);
+                } else {
+                    (cos[i], sin[i]) = (*c, s);
+                }
             }
             for x in x.chunks_exact_mut(head_dim) {
                 let x = &mut x[rotary_start..rotary_start + rotary_dim];
                 if interleaved {
-                    let (pairs, _) = x.as_chunks_mut::<2>();
-                    for ((pair, cos), sin) in pairs.iter_mut().zip(&cos).zip(&sin) {
-                        let [a, b] = [pair[0].widen(), pair[1].widen()];
-                        *pair = turn::<FMA>(a, b, *cos, *sin).map(X::round);
-                    }
+                    turn_neighbours::<FMA, X>(x, &cos, &sin, &mut own, &mut other);
                 } else {
-                    let (a, b) = x.split_at_mut(rotary_dim / 2);
-                    for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(&cos).zip(&sin) {
-                        [*a, *b] = turn::<FMA>(a.widen(), b.widen(), *cos, *sin).map(X::round);
-                    }
+                    turn_halves::<FMA, X>(x, &cos, &sin);
                 }
             }
         }
     }
 }
 
+/// Each value of the first half with its like in the second.
 #[inline(always)]
-fn turn<const FMA: bool>(a: f32, b: f32, cos: f32, sin: f32) -> [f32; 2] {
-    [mul_add::<FMA>(a, cos, -(b * sin)), mul_add::<FMA>(b, cos, a * sin)]
+fn turn_halves<const FMA: bool, X: Value>(x: &mut [X], cos: &[f32], sin: &[f32]) {
+    let (a, b) = x.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+        let [x, y] = [a.widen(), b.widen()];
+        *a = X::round(mul_add::<FMA>(x, *cos, -(y * *sin)));
+        *b = X::round(mul_add::<FMA>(y, *cos, x * *sin));
+    }
+}
+
+/// Each value with its neighbour; the sines of the first of two are negated. `own` and `other` are room for as many pairs.
+///
+/// Neighbours as loops over pairs would be gathered one by one: here two halves of a word swap places instead.
+#[inline(always)]
+fn turn_neighbours<const FMA: bool, X: Value>(
+    x: &mut [X],
+    cos: &[f32],
+    sin: &[f32],
+    own: &mut [u64],
+    other: &mut [u64],
+) {
+    for (own, x) in cast_slice_mut::<u64, f32>(own).iter_mut().zip(&*x) {
+        *own = x.widen();
+    }
+    for (other, own) in other.iter_mut().zip(&*own) {
+        *other = own.rotate_left(32);
+    }
+    let (own, other) = (cast_slice::<u64, f32>(own), cast_slice::<u64, f32>(other));
+    for ((((x, own), other), cos), sin) in x.iter_mut().zip(own).zip(other).zip(cos).zip(sin) {
+        *x = X::round(mul_add::<FMA>(*own, *cos, *other * *sin));
+    }
 }
