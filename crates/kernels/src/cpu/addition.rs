@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::isa::Isa;
 use super::refusal::Refusal;
 use super::slices::{Floats, FloatsMut, by_type};
-use super::vectorize::{Value, part_rows, vectorized};
+use super::vectorize::{Value, part_rows, summed_rows, vectorized};
 use crate::backend::Outcome;
 
 /// See [`crate::Backend::add`].
@@ -78,7 +78,7 @@ pub(crate) fn bias_backward(isa: Isa, rows: usize, width: usize, dx: Floats<'_>,
 
 fn sum_rows<X: Value>(isa: Isa, rows: usize, x: &[X], total: &mut [f32]) {
     let width = total.len();
-    let part = part_rows(width);
+    let part = summed_rows(rows, width);
     let mut sums = vec![0.0; rows.div_ceil(part) * width];
     let parts = x.par_chunks(part * width).zip(sums.par_chunks_mut(width));
     parts.for_each(|(x, sums)| sum_rows_part(isa, x, sums));

@@ -6,7 +6,7 @@ use super::isa::Isa;
 use super::refusal::Refusal;
 use super::slices::{Floats, FloatsMut, by_type};
 use super::sums::{dot, dot3};
-use super::vectorize::{Value, mul_add, part_rows, vectorized};
+use super::vectorize::{Value, mul_add, part_rows, summed_rows, vectorized};
 use crate::backend::Outcome;
 use crate::ops::RmsNorm;
 
@@ -102,7 +102,7 @@ fn backward<Y: Value, X: Value, D: Value>(
     dx: &mut [D],
     d_weight: &mut [f32],
 ) {
-    let part = part_rows(norm.width);
+    let part = summed_rows(norm.rows, norm.width);
     let values = part * norm.width;
     let mut sums = vec![0.0; norm.rows.div_ceil(part) * norm.width];
     dy.par_chunks(values)

@@ -163,6 +163,13 @@ pub(crate) fn part_rows(width: usize) -> usize {
     (PART_VALUES / width.max(1)).max(1)
 }
 
+/// As [`part_rows`], for kernels that sum over rows: parts are longer where there are many, so that the sums of the
+/// parts stay few beside the rows.
+pub(crate) fn summed_rows(rows: usize, width: usize) -> usize {
+    const MOST_PARTS: usize = 64;
+    part_rows(width).max(rows.div_ceil(MOST_PARTS))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
