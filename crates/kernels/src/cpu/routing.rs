@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::isa::Isa;
 use super::refusal::Refusal;
-use super::slices::{Floats, FloatsMut};
+use super::slices::{Floats, FloatsMut, by_type};
+use super::sums::dot;
 use super::vectorize::{LANES, Value, mul_add, part_rows, vectorized};
 use crate::backend::Outcome;
 use crate::error::KernelError;
@@ -235,18 +236,13 @@ pub(crate) fn combine_backward(
     at.below("row", position, assignments)?;
     let served = invert(at, position)?;
 
-    match (d_out, expert_out) {
-        (Floats::F32(d), Floats::F32(rows)) => dot_parts(isa, top_k, width, d, rows, position, d_gates),
-        (Floats::F32(d), Floats::Bf16(rows)) => dot_parts(isa, top_k, width, d, rows, position, d_gates),
-        (Floats::Bf16(d), Floats::F32(rows)) => dot_parts(isa, top_k, width, d, rows, position, d_gates),
-        (Floats::Bf16(d), Floats::Bf16(rows)) => dot_parts(isa, top_k, width, d, rows, position, d_gates),
-    }
-    match (d_out, d_expert_out) {
-        (Floats::F32(d), FloatsMut::F32(rows)) => scale_parts(isa, top_k, width, d, &served, gates, rows),
-        (Floats::F32(d), FloatsMut::Bf16(rows)) => scale_parts(isa, top_k, width, d, &served, gates, rows),
-        (Floats::Bf16(d), FloatsMut::F32(rows)) => scale_parts(isa, top_k, width, d, &served, gates, rows),
-        (Floats::Bf16(d), FloatsMut::Bf16(rows)) => scale_parts(isa, top_k, width, d, &served, gates, rows),
-    }
+    let mut d_gate_of_row = vec![0.0; assignments];
+    let gated = Gated { top_k, width, gates, served: &served };
+    by_type!(
+        gate_gradient(isa, gated, d_out, expert_out, d_expert_out, &mut d_gate_of_row);
+        Floats d_out, Floats expert_out, FloatsMut d_expert_out
+    );
+    d_gates.iter_mut().zip(position).for_each(|(d_gate, &row)| *d_gate = d_gate_of_row[row as usize]);
     Ok(())
 }
 
@@ -263,67 +259,51 @@ fn invert(at: Refusal, position: &[u32]) -> Outcome<Vec<usize>> {
     Ok(served)
 }
 
-/// out += gate * expert_out, so `d_gate = d_out · expert_out`.
-fn dot_parts<S: Value, R: Value>(
-    isa: Isa,
+/// What a row of an expert's output is multiplied by, and for which token.
+#[derive(Clone, Copy)]
+struct Gated<'a> {
     top_k: usize,
     width: usize,
-    d_out: &[S],
-    expert_out: &[R],
-    position: &[u32],
-    d_gates: &mut [f32],
-) {
-    let part = part_rows(top_k.saturating_mul(width));
-    let tokens = d_out.par_chunks(part * width).zip(position.par_chunks(part * top_k));
-    tokens.zip(d_gates.par_chunks_mut(part * top_k)).for_each(|((d_out, position), d_gates)| {
-        let chosen = position.chunks_exact(top_k).zip(d_gates.chunks_exact_mut(top_k));
-        for (d_out, (position, d_gates)) in d_out.chunks_exact(width).zip(chosen) {
-            for (&row, d_gate) in position.iter().zip(d_gates) {
-                *d_gate = dot(isa, d_out, &expert_out[row as usize * width..][..width]);
-            }
-        }
-    });
+    gates: &'a [f32],
+    /// The assignment of each row.
+    served: &'a [usize],
 }
 
-/// out += gate * expert_out, so `d_expert_out = gate * d_out`.
-fn scale_parts<S: Value, D: Value>(
+/// Rows in their own order, each of both matrices touched once; a token's gradient is found in a cache K times.
+fn gate_gradient<O: Value, E: Value, D: Value>(
     isa: Isa,
-    top_k: usize,
-    width: usize,
-    d_out: &[S],
-    served: &[usize],
-    gates: &[f32],
+    gated: Gated<'_>,
+    d_out: &[O],
+    expert_out: &[E],
     d_expert_out: &mut [D],
+    d_gate_of_row: &mut [f32],
 ) {
-    let part = part_rows(width);
-    d_expert_out.par_chunks_mut(part * width).zip(served.par_chunks(part)).for_each(|(rows, served)| {
-        for (row, &a) in rows.chunks_exact_mut(width).zip(served) {
-            scale(isa, gates[a], &d_out[a / top_k * width..][..width], row);
-        }
+    let part = part_rows(gated.width);
+    let rows = expert_out.par_chunks(part * gated.width).zip(d_expert_out.par_chunks_mut(part * gated.width));
+    let rows = rows.zip(gated.served.par_chunks(part)).zip(d_gate_of_row.par_chunks_mut(part));
+    rows.for_each(|(((expert_out, d_expert_out), served), d_gate)| {
+        gate_gradient_part(isa, Gated { served, ..gated }, d_out, expert_out, d_expert_out, d_gate);
     });
 }
 
 vectorized! {
-    fn dot<const FMA: bool, A: Value, B: Value>(isa: Isa, a: &[A], b: &[B]) -> f32 {
-        let mut lanes = [0.0_f32; LANES];
-        let (mut a_blocks, mut b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-        for (a, b) in (&mut a_blocks).zip(&mut b_blocks) {
-            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane = mul_add::<FMA>(a.widen(), b.widen(), *lane);
+    fn gate_gradient_part<const FMA: bool, O: Value, E: Value, D: Value>(
+        isa: Isa,
+        gated: Gated<'_>,
+        d_out: &[O],
+        expert_out: &[E],
+        d_expert_out: &mut [D],
+        d_gate_of_row: &mut [f32],
+    ) {
+        let Gated { top_k, width, gates, served } = gated;
+        let rows = expert_out.chunks_exact(width).zip(d_expert_out.chunks_exact_mut(width));
+        for ((expert_out, d_expert_out), (&a, d_gate)) in rows.zip(served.iter().zip(d_gate_of_row)) {
+            let (gate, d_out) = (gates[a], &d_out[a / top_k * width..][..width]);
+            // out += gate * expert_out
+            *d_gate = dot::<FMA, O, E>(d_out, expert_out);
+            for (d_expert_out, d_out) in d_expert_out.iter_mut().zip(d_out) {
+                *d_expert_out = D::round(gate * d_out.widen());
             }
-        }
-        let tail = a_blocks.remainder().iter().zip(b_blocks.remainder());
-        for (lane, (a, b)) in lanes.iter_mut().zip(tail) {
-            *lane = mul_add::<FMA>(a.widen(), b.widen(), *lane);
-        }
-        lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() as f32
-    }
-}
-
-vectorized! {
-    fn scale<const FMA: bool, S: Value, D: Value>(isa: Isa, factor: f32, from: &[S], to: &mut [D]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = D::round(factor * from.widen());
         }
     }
 }

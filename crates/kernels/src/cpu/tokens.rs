@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::isa::Isa;
 use super::refusal::Refusal;
 use super::slices::{Floats, FloatsMut};
-use super::vectorize::{LANES, Value, exp, greatest, part_rows, sum_exp, vectorized};
+use super::vectorize::{Value, exp, greatest, part_rows, sum_exp, vectorized};
 use crate::error::KernelError;
 
 /// `out[t] = table[ids[t]]`; table (V, width), out (T, width).
@@ -185,14 +185,15 @@ vectorized! {
 vectorized! {
     /// `to = exp(logit - max) * factor`.
     fn row_gradient<const FMA: bool, D: Value>(isa: Isa, logits: &[f32], max: f32, factor: f32, to: &mut [D]) {
-        let (mut logit_blocks, mut blocks) = (logits.chunks_exact(LANES), to.chunks_exact_mut(LANES));
-        for (logits, to) in (&mut logit_blocks).zip(&mut blocks) {
-            for (logit, to) in logits.iter().zip(to) {
-                *to = D::round(exp::<FMA>(*logit - max) * factor);
+        // In pieces that stay in the first cache: one loop with `exp` and a narrower type is badly vectorised.
+        let mut piece = [0.0_f32; 512];
+        for (logits, to) in logits.chunks(piece.len()).zip(to.chunks_mut(piece.len())) {
+            for (value, logit) in piece.iter_mut().zip(logits) {
+                *value = exp::<FMA>(*logit - max) * factor;
             }
-        }
-        for (logit, to) in logit_blocks.remainder().iter().zip(blocks.into_remainder()) {
-            *to = D::round(exp::<FMA>(*logit - max) * factor);
+            for (to, value) in to.iter_mut().zip(&piece) {
+                *to = D::round(*value);
+            }
         }
     }
 }
