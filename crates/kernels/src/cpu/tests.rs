@@ -1,5 +1,7 @@
 //! What the conformance suite does not ask: the backend's own settings.
 
+mod parts;
+
 use super::*;
 use crate::backend::Backend;
 
