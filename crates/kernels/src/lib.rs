@@ -18,6 +18,8 @@ pub mod backend;
 pub mod buffer;
 pub mod conformance;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod noise;
 pub mod ops;
