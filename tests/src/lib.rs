@@ -7,5 +7,5 @@
 pub mod fixture;
 pub mod gradients;
 
-pub use fixture::{relative_error, Fixture};
+pub use fixture::{Fixture, relative_error};
 pub use gradients::gradients;

@@ -195,12 +195,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Sums columns of `repeat` source rows into one target row (`=`): the backward of a repeating copy. One float type;
     /// sums in f32, rounded once.
-    fn sum_columns(
-        &self,
-        shape: Columns,
-        source: View<'_, Self::Buffer>,
-        target: ViewMut<'_, Self::Buffer>,
-    ) -> Outcome;
+    fn sum_columns(&self, shape: Columns, source: View<'_, Self::Buffer>, target: ViewMut<'_, Self::Buffer>)
+    -> Outcome;
 
     // ---- attention ------------------------------------------------------------------------------------------------
 
@@ -236,7 +232,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Chooses K experts a token and gates them. logits (T, E) `F32`; `selection_bias` (E) `F32` is added to the scores
     /// for the choice only. Out: `scores` (T, E) `F32`: softmax or sigmoid of the logits; `ids` (T, K) `U32` by
     /// descending choice value, ties to the lowest id; `gates` (T, K) `F32`. Logits that are not finite are refused
-    /// ([`KernelError::Shape`]). With groups, a group's rank is the sum of its two best choice values (of its only one),
+    /// ([`KernelError::NonFinite`]). With groups, a group's rank is the sum of its two best choice values (of its only one),
     /// ties again to the lowest id.
     fn router_forward(
         &self,

@@ -50,6 +50,16 @@ pub enum KernelError {
         /// What it has to stay below.
         bound: u64,
     },
+    /// A number that must be finite is not: what computed it has diverged.
+    #[error("{kernel}: {what} is {value}; look for what diverged before the {kernel} kernel")]
+    NonFinite {
+        /// The kernel.
+        kernel: &'static str,
+        /// Which number, with its place.
+        what: String,
+        /// Its value.
+        value: f64,
+    },
     /// The backend has no such kernel.
     #[error("the {backend} backend has no {kernel} kernel; use the cpu backend for this model")]
     Missing {

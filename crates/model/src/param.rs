@@ -167,7 +167,7 @@ impl<B: Backend> Param<B> {
     ///
     /// # Errors
     /// [`ModelError::NotTrainable`] if the model was loaded for evaluation.
-    pub fn master_and_grad_sum(&mut self, backend: &B) -> Outcome<(View<'_, B::Buffer>, ViewMut<'_, B::Buffer>)> {
+    pub fn master_and_grad_sum(&mut self, backend: &B) -> Outcome<ValueAndGrad<'_, B::Buffer>> {
         self.grad_sum(backend)?;
         let training = Self::training(&mut self.training, &self.pieces)?;
         Ok((self.master.view(), training.grad.view_mut()))
@@ -226,6 +226,9 @@ impl<B: Backend> Param<B> {
         }
     }
 }
+
+/// A parameter's values, and where its gradient adds up.
+pub type ValueAndGrad<'a, Buf> = (View<'a, Buf>, ViewMut<'a, Buf>);
 
 /// What training keeps of a parameter.
 #[derive(Clone, Copy, Debug)]

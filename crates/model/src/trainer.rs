@@ -1,6 +1,6 @@
 //! A whole model trained in one process: microbatches forward and backward, then one optimizer step.
 
-use cambium_kernels::{Backend, Buffer};
+use cambium_kernels::{Backend, Buffer, KernelError};
 use cambium_spec::{Balance, ModelSpec};
 
 use crate::context::{Context, Precision, rope_table};
@@ -124,10 +124,15 @@ impl<B: Backend> Trainer<B> {
     pub fn train_step(&mut self, inputs: &[u32], targets: &[u32], seq_len: usize, lr: f64) -> Outcome<StepReport> {
         let backend = self.backend.clone();
         let report = backend.run(|| self.step_inside(inputs, targets, seq_len, lr));
-        if report.is_err() {
+        report.map_err(|error| {
             self.stage.params_mut().into_iter().for_each(crate::param::Param::discard_grad);
-        }
-        report
+            match error {
+                ModelError::Kernel(KernelError::NonFinite { what, value, .. }) => {
+                    ModelError::NonFinite { what, value, step: self.step + 1 }
+                }
+                other => other,
+            }
+        })
     }
 
     fn step_inside(&mut self, inputs: &[u32], targets: &[u32], seq_len: usize, lr: f64) -> Outcome<StepReport> {
@@ -248,7 +253,7 @@ fn not_whole() -> ModelError {
 }
 
 fn check_rows(inputs: &[u32], targets: &[u32], seq_len: usize) -> Outcome {
-    if seq_len == 0 || inputs.is_empty() || inputs.len() % seq_len != 0 || inputs.len() != targets.len() {
+    if seq_len == 0 || inputs.is_empty() || !inputs.len().is_multiple_of(seq_len) || inputs.len() != targets.len() {
         let (inputs, targets) = (inputs.len(), targets.len());
         return Err(ModelError::Input(format!(
             "{inputs} inputs and {targets} targets are no rows of {seq_len} tokens"

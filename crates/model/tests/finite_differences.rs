@@ -340,7 +340,7 @@ fn the_embedding_receives_the_gradient_of_its_tokens() {
     let tokens: Vec<u32> = vec![1, 4, 1, 9, 0, 3, 3, 1, 7, 4];
     let targets: Vec<u32> = vec![4, 1, 9, 0, 2, 3, 1, 7, 4, 10];
     let pass = Pass { grad_scale: 1.0, recompute: false };
-    let mut loss = |stage: &mut Stage<Reference>| {
+    let loss = |stage: &mut Stage<Reference>| {
         let (out, saved, _) = stage.forward(&cx, StageInput::Tokens(&tokens), Some(&targets), pass).expect("forward");
         let StageOutput::Nll(nll) = out else { panic!("a whole model ends in its loss") };
         (nll.iter().sum::<f64>(), saved)

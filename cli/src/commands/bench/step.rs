@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let profiled = Profiled::new(cpu.clone());
         let mut trainer = bench.trainer(profiled.clone())?;
         bench.steps(&mut trainer, args.warmup, &bar)?;
-        profiled.take();
+        let _warmed_up = profiled.take();
         let start = Instant::now();
         bench.steps(&mut trainer, args.steps, &bar)?;
         (start.elapsed().as_secs_f64() * 1e3 / f64::from(args.steps), profiled.take())

@@ -154,7 +154,8 @@ pub(super) fn router_forward<B: Backend>(bench: &mut Bench<'_, B>) -> Checked {
         let mut arguments = arguments.clone();
         let position = bench.draw.below(arguments[0].values.len());
         arguments[0].values[position] = diverged;
-        bench.refuses_shape(&Forward(shape), &arguments)?;
+        let not_finite = |error: &crate::KernelError| matches!(error, crate::KernelError::NonFinite { .. });
+        bench.refuses(&Forward(shape), &arguments, "an error that a number is not finite", not_finite)?;
     }
     Ok(())
 }

@@ -269,7 +269,10 @@ mod tests {
         assert_eq!(block_bytes(usize::MAX), None);
         for bytes in (1..100_000).chain([12_345_678, 1 << 40, (1 << 40) + 1]) {
             let block = block_bytes(bytes).expect("it fits");
-            assert!(block >= bytes && block % 64 == 0 && block - bytes <= (bytes / 8).max(63), "{bytes} in {block}");
+            assert!(
+                block >= bytes && block.is_multiple_of(64) && block - bytes <= (bytes / 8).max(63),
+                "{bytes} in {block}"
+            );
             assert_eq!(block_bytes(block), Some(block), "a block's size is a size of its own");
         }
     }

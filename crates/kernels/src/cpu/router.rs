@@ -50,11 +50,8 @@ pub(crate) fn router_forward(
     let finite = logits.par_chunks(part * experts).all(|logits| all_finite(isa, logits));
     if !finite && let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
         let (token, expert, logit) = (i / experts, i % experts, logits[i]);
-        at.shape(false, || {
-            format!(
-                "the logit of expert {expert} for token {token} is {logit}; look for what diverged before the router"
-            )
-        })?;
+        let what = format!("the logit of expert {expert} for token {token}");
+        return Err(KernelError::NonFinite { kernel: "router_forward", what, value: f64::from(logit) });
     }
 
     let parts = logits

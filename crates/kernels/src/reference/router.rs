@@ -6,6 +6,7 @@ use super::activation::sigmoid;
 use super::arguments::{Arguments, elements};
 use super::{In, Out};
 use crate::backend::Outcome;
+use crate::error::KernelError;
 use crate::ops::{Grouping, RouterLoss, RouterShape, RouterStats, Score};
 
 /// Keeps the sum of sigmoid scores from zero, as DeepSeek-V3 does.
@@ -29,11 +30,8 @@ pub(super) fn forward(
     let gates = at.f32s_mut("gates", gates, elements([tokens, top_k]))?;
     if let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
         let (token, expert, logit) = (i / experts, i % experts, logits[i]);
-        at.shape(false, || {
-            format!(
-                "the logit of expert {expert} for token {token} is {logit}; look for what diverged before the router"
-            )
-        })?;
+        let what = format!("the logit of expert {expert} for token {token}");
+        return Err(KernelError::NonFinite { kernel: "router_forward", what, value: logit });
     }
 
     let mut stats = RouterStats { counts: vec![0; experts], score_sum: vec![0.0; experts], z_sum: 0.0 };

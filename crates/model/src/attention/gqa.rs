@@ -32,10 +32,13 @@ pub struct GqaAttention<B: Backend> {
     pub key_norm: Option<Norm<B>>,
 }
 
+/// What a query or key norm keeps: its input, and its own.
+type Normed<B> = (<B as Backend>::Buffer, NormSaved<B>);
+
 /// What [`GqaAttention`] keeps for its backward, besides its input.
 pub struct GqaSaved<B: Backend> {
-    query_norm: Option<(B::Buffer, NormSaved<B>)>,
-    key_norm: Option<(B::Buffer, NormSaved<B>)>,
+    query_norm: Option<Normed<B>>,
+    key_norm: Option<Normed<B>>,
     core: Core<B>,
 }
 
@@ -64,7 +67,7 @@ impl<B: Backend> GqaAttention<B> {
         norm: Option<&Norm<B>>,
         heads: usize,
         h: &B::Buffer,
-    ) -> Outcome<(B::Buffer, Option<(B::Buffer, NormSaved<B>)>)> {
+    ) -> Outcome<(B::Buffer, Option<Normed<B>>)> {
         let mut projected = cx.activation(linear.outputs)?;
         linear.forward(cx, cx.tokens(), h.into(), (&mut projected).into(), false)?;
         let (mut rotated, saved) = match norm {
@@ -157,7 +160,7 @@ impl<B: Backend> GqaAttention<B> {
 fn norm_backward<B: Backend>(
     cx: &Context<'_, B>,
     norm: Option<&mut Norm<B>>,
-    saved: Option<(B::Buffer, NormSaved<B>)>,
+    saved: Option<Normed<B>>,
     d_normed: B::Buffer,
 ) -> Outcome<B::Buffer> {
     let (Some(norm), Some((projected, saved))) = (norm, saved) else { return Ok(d_normed) };

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 /// A cache line of 4-byte values.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
 struct Line([u32; 16]);
 
 thread_local! {
@@ -24,9 +24,6 @@ pub(super) fn with<T>(lengths: [usize; 3], work: impl FnOnce([&mut [u32]; 3]) ->
             }
         }
         let [first, second, third] = areas;
-        work([first, second, third].map(|area| {
-            // SAFETY: a Line is 16 u32 without padding, and the slice borrows the vector's memory for as long.
-            unsafe { std::slice::from_raw_parts_mut(area.as_mut_ptr().cast::<u32>(), 16 * area.len()) }
-        }))
+        work([first, second, third].map(|area| bytemuck::cast_slice_mut(area.as_mut_slice())))
     })
 }

@@ -121,7 +121,8 @@ unsafe fn multiply_add<const BF16: bool>(sum: __m512, a: __m512, b: __m512) -> _
     // SAFETY: the caller runs with the instructions enabled.
     unsafe {
         if BF16 {
-            let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            let b = std::mem::transmute::<__m512, __m512bh>(b);
             _mm512_dpbf16_ps(sum, a, b)
         } else {
             _mm512_fmadd_ps(a, b, sum)

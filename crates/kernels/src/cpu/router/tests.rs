@@ -240,8 +240,7 @@ fn logits_that_are_not_finite_and_experts_that_do_not_exist_are_refused() {
     for isa in Isa::available() {
         let logits = [0.0, 1.0, 2.0, 3.0, f32::NAN, f32::INFINITY];
         let error = router_forward(isa, &shape, &logits, None, &mut scores, &mut ids, &mut gates).unwrap_err();
-        let expected =
-            "router_forward: the logit of expert 1 for token 1 is NaN; look for what diverged before the router";
+        let expected = "router_forward: the logit of expert 1 for token 1 is NaN; look for what diverged before the router_forward kernel";
         assert_eq!(error.to_string(), expected);
         assert_eq!((scores, ids, gates), ([9.0; 6], [9; 2], [9.0; 2]), "{isa:?}: a refused call writes nothing");
     }
