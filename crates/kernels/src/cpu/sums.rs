@@ -9,14 +9,12 @@ const LANES: usize = 32;
 #[inline(always)]
 pub(super) fn dot<const FMA: bool, A: Value, B: Value>(a: &[A], b: &[B]) -> f32 {
     let mut lanes = [0.0; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks(), b.as_chunks());
     for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            lanes[i] = mul_add::<FMA>(a[i].widen(), b[i].widen(), lanes[i]);
-        }
+        add_products::<FMA>(&mut lanes, wide(a), wide(b));
     }
-    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane = mul_add::<FMA>(a.widen(), b.widen(), *lane);
+    if !a_rest.is_empty() {
+        add_products::<FMA>(&mut lanes, padded(a_rest), padded(b_rest));
     }
     pairwise(lanes)
 }
@@ -25,17 +23,41 @@ pub(super) fn dot<const FMA: bool, A: Value, B: Value>(a: &[A], b: &[B]) -> f32 
 #[inline(always)]
 pub(super) fn dot3<const FMA: bool, A: Value, B: Value>(a: &[A], b: &[B], c: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let (c, c_rest) = c.as_chunks::<LANES>();
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (a.as_chunks(), b.as_chunks(), c.as_chunks());
     for ((a, b), c) in a.iter().zip(b).zip(c) {
-        for i in 0..LANES {
-            lanes[i] = mul_add::<FMA>(a[i].widen() * b[i].widen(), c[i], lanes[i]);
-        }
+        add_products::<FMA>(&mut lanes, times(wide(a), wide(b)), *c);
     }
-    for (((lane, a), b), c) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
-        *lane = mul_add::<FMA>(a.widen() * b.widen(), *c, *lane);
+    if !a_rest.is_empty() {
+        add_products::<FMA>(&mut lanes, times(padded(a_rest), padded(b_rest)), padded(c_rest));
     }
     pairwise(lanes)
+}
+
+#[inline(always)]
+fn add_products<const FMA: bool>(lanes: &mut [f32; LANES], a: [f32; LANES], b: [f32; LANES]) {
+    for i in 0..LANES {
+        lanes[i] = mul_add::<FMA>(a[i], b[i], lanes[i]);
+    }
+}
+
+#[inline(always)]
+fn times(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(|i| a[i] * b[i])
+}
+
+#[inline(always)]
+fn wide<A: Value>(values: &[A; LANES]) -> [f32; LANES] {
+    values.map(Value::widen)
+}
+
+/// The end of a row, then zeros. Added lane by lane to as many lanes as it has, it would keep all of them in memory.
+#[inline(always)]
+fn padded<A: Value>(rest: &[A]) -> [f32; LANES] {
+    let mut values = [0.0; LANES];
+    for (value, a) in values.iter_mut().zip(rest) {
+        *value = a.widen();
+    }
+    values
 }
 
 /// `sum(a²)` in f64; not finite if any element is not.
