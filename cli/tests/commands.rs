@@ -248,7 +248,7 @@ fn every_problem_of_a_run_spec_is_reported_at_once() {
 fn wrong_input_is_a_clear_error_that_names_it() {
     let place = workplace();
     let place = place.path();
-    succeed(place, &["train", "run.toml", "--set", "train.steps=1"]);
+    succeed(place, &["train", "run.toml", "--set", "train.steps=1", "--set", "schedule.warmup_steps=0"]);
     assert!(fail(place, &["train", "missing.toml"]).contains("missing.toml"));
     assert!(fail(place, &["train", "run.toml", "--set", "data.sources.0.path=nowhere"]).contains("nowhere"));
     let eval = |model: &str, tokens: &str, rows: &str| {
@@ -287,7 +287,7 @@ fn wrong_input_is_a_clear_error_that_names_it() {
 fn a_value_that_is_not_finite_is_named() {
     let place = workplace();
     let place = place.path();
-    succeed(place, &["train", "run.toml", "--set", "train.steps=1"]);
+    succeed(place, &["train", "run.toml", "--set", "train.steps=1", "--set", "schedule.warmup_steps=0"]);
     let weights = place.join("out/model.safetensors");
     let mut bytes = std::fs::read(&weights).expect("weights");
     let end = bytes.len();

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 /// Train a model as a run spec says.
 ///
-/// Prints one line a step, or a progress bar on a terminal. The spec's tables are [model], [data], [optimizer],
-/// [schedule], [losses], [train] and [eval]; docs/run-spec.md lists every key and its default.
+/// Prints one line a step, or a progress bar on a terminal. The spec's tables are model, data, optimizer,
+/// schedule, losses, train and eval; docs/run-spec.md lists every key and its default.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cambium train run.toml

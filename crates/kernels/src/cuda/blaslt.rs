@@ -220,11 +220,7 @@ impl Description {
         result::create_matmul_desc(sums, scale).map(Self)
     }
 
-    fn set(
-        &self,
-        attribute: sys::cublasLtMatmulDescAttributes_t,
-        value: cublasOperation_t,
-    ) -> Result<(), CublasError> {
+    fn set(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: cublasOperation_t) -> Result<(), CublasError> {
         let bytes = size_of_val(&value);
         // SAFETY: the descriptor is alive; both attributes that are set here are operations, and copied.
         unsafe { result::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), bytes) }
