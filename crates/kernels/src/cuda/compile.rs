@@ -234,6 +234,21 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_does_not_compile_is_refused_with_line_options_and_log() {
+        if !is_available() {
+            return eprintln!("skipped: NVRTC is not on this machine");
+        }
+        let options = ["--gpu-architecture=sm_80".to_owned()];
+        let refused = compile("broken.cu", "\n__global__ void f() { g(); }", &options).expect_err("there is no g");
+        let refused = refused.to_string();
+        for part in
+            ["broken.cu(2)", "NVRTC_ERROR_COMPILATION", "--gpu-architecture=sm_80", "identifier \"g\" is undefined"]
+        {
+            assert!(refused.contains(part), "{part} is not in: {refused}");
+        }
+    }
+
+    #[test]
     fn a_missing_header_is_refused_with_the_variable_to_set() {
         let nowhere = |name: &str| (name == INCLUDE_VARIABLE).then(|| PathBuf::from("/nowhere"));
         let refused = include_folder(nowhere).expect_err("there is no such folder").to_string();
