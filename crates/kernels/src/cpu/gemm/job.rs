@@ -1,173 +1,129 @@
-//! One job: a block of C with its whole sums along k.
+//! A block of C by the AVX-512 tile: pack B, and A where it cannot be read as it lies, then tile by tile.
 
-use std::ops::Range;
+use super::pack::{Source, panels, rows_of_steps};
+use super::tile::{COLUMNS, Left, ROWS, Target, Tile, multiply_bf16, multiply_f32, write_out};
+use super::{Block, Floats, Layout, Output, scratch};
 
-use half::bf16;
+/// Steps that are packed at one time: a panel of B (48 KiB) and its rows of A stay in the inner caches.
+const STEPS_MAX: usize = 384;
 
-use super::pack::Source;
-use super::plan::{Block, Layout, Product};
-use super::scratch::Scratch;
-use super::sweep::{Sweep, Target};
-use super::table::Table;
-use crate::cpu::slices::{Floats, FloatsMut};
+/// Row lengths of A from which its rows are copied together: beyond, twelve rows crowd into few sets of the cache.
+const ROW_BYTES_MAX: usize = 2048;
 
-/// The most steps of one chain of multiply-adds: a panel of B (32 KiB) then stays in the innermost cache. Longer sums
-/// are made of parts, each a chain of its own, added in order.
-const STEPS_MAX: usize = 256;
+/// Computes one block.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW and VL, and BF16 for bf16 operands. The product of `block` lies inside of `a`, `b` and
+/// `output`, the block inside of the product, and nobody else touches the block.
+pub(super) unsafe fn run(block: Block, layout: Layout, a: Floats<'_>, b: Floats<'_>, output: Output) {
+    let product = block.product;
+    let (start_a, start_b, bf16) = match (a, b) {
+        (Floats::F32(a), Floats::F32(b)) => (a[product.a..].as_ptr().cast(), b[product.b..].as_ptr().cast(), false),
+        (Floats::Bf16(a), Floats::Bf16(b)) => (a[product.a..].as_ptr().cast(), b[product.b..].as_ptr().cast(), true),
+        _ => return,
+    };
+    let element_bytes = if bf16 { 2 } else { 4 };
+    let source = |start, rows_along_k: bool, width: usize| Source {
+        start,
+        stride_bytes: element_bytes * if rows_along_k { product.k } else { width },
+        k: product.k,
+        width,
+        k_contiguous: rows_along_k,
+        bf16,
+    };
+    let left = source(start_a, !layout.a_transposed, product.m).columns(block.row, block.rows);
+    let right = source(start_b, layout.b_transposed, product.n).columns(block.column, block.columns);
 
-/// C as jobs share it: each writes the elements of its own block only.
-#[derive(Clone, Copy)]
-pub(super) enum Output {
-    F32(*mut f32),
-    Bf16(*mut bf16),
-}
-
-// SAFETY: jobs write disjoint blocks, and the slice that this was made of stays borrowed until all are done.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
-impl Output {
-    pub(super) fn of(c: &mut FloatsMut<'_>) -> Self {
-        match c {
-            FloatsMut::F32(values) => Self::F32(values.as_mut_ptr()),
-            FloatsMut::Bf16(values) => Self::Bf16(values.as_mut_ptr()),
-        }
-    }
-}
-
-/// What all jobs of a call have in common.
-pub(super) struct Call<'a> {
-    pub table: Table,
-    pub layout: Layout,
-    pub products: &'a [Product],
-    pub a: Floats<'a>,
-    pub b: Floats<'a>,
-    /// Has the elements of all products, each in a place of its own: checked where it is made.
-    pub c: Output,
-}
-
-/// A thread at work on jobs of one call.
-pub(super) struct Worker<'a> {
-    call: &'a Call<'a>,
-    scratch: &'a mut Scratch,
-    /// The columns of B that are packed: of which product, and which.
-    packed: Option<(usize, Range<usize>)>,
-}
-
-impl<'a> Worker<'a> {
-    pub(super) fn new(call: &'a Call<'a>, scratch: &'a mut Scratch) -> Self {
-        Self { call, scratch, packed: None }
-    }
-
-    /// Computes a block of C.
-    ///
-    /// # Safety
-    /// The block lies inside its product, and nobody else touches it.
-    pub(super) unsafe fn run(&mut self, block: &Block) {
-        let Call { table, layout, products, c, .. } = self.call;
-        let product = &products[block.product];
-        let (rows, columns) = (block.rows.len(), block.columns.len());
-        let parts: Vec<Range<usize>> = parts(product.k.div_ceil(table.unit)).collect();
-        let padded = columns.next_multiple_of(table.lanes);
-        self.pack_columns(block, &parts, padded);
-
-        let a = Source {
-            values: part_of(self.call.a, &product.a),
-            stride: if layout.a_transposed { product.m } else { product.k },
-            along_k: !layout.a_transposed,
-            k: product.k,
+    let per_step = if bf16 { 2 } else { 1 };
+    let block_k = STEPS_MAX * per_step;
+    let parts = product.k.div_ceil(block_k);
+    // A bf16 result of several parts is summed in f32 first, so that it is rounded once.
+    let staged = parts > 1 && matches!(output, Output::Bf16(_));
+    let padded_rows = block.rows.next_multiple_of(16);
+    let padded_columns = block.columns.next_multiple_of(COLUMNS);
+    let pack_left = layout.a_transposed || left.stride_bytes > ROW_BYTES_MAX || (bf16 && product.k % 2 == 1);
+    let steps = product.k.div_ceil(per_step).min(STEPS_MAX);
+    let lengths = [
+        steps * padded_columns,
+        if pack_left { steps * padded_rows } else { 0 },
+        if staged { block.rows * padded_columns } else { 0 },
+    ];
+    scratch::with(lengths, |[packed, packed_left, sums]| {
+        let whole = Tile {
+            target: target(output, product.c + block.row * product.n + block.column),
+            stride: product.n,
+            rows: block.rows,
+            columns: block.columns,
+            accumulate: layout.accumulate,
         };
-        let in_place = a.along_k && table.in_place && product.k.is_multiple_of(table.unit);
-        let at = product.c + block.rows.start * product.n + block.columns.start;
-        for (index, steps) in parts.iter().enumerate() {
-            let (first, last) = (index == 0, index + 1 == parts.len());
-            let (a, a_row, a_step) = if in_place {
-                (
-                    unit_address(a.values, block.rows.start * a.stride + steps.start * table.unit),
-                    a.stride / table.unit,
-                    1,
-                )
-            } else if a.along_k {
-                let packed = self.scratch.a.units(rows * steps.len());
-                table.row_major(&a, block.rows.clone(), steps.clone(), packed);
-                (packed.as_ptr(), steps.len(), 1)
-            } else {
-                let stride = rows.next_multiple_of(16);
-                let packed = self.scratch.a.units(stride * steps.len());
-                table.step_major(&a, block.rows.clone(), steps.clone(), packed);
-                (packed.as_ptr(), 1, stride)
-            };
-            let (target, target_row) = match *c {
-                Output::F32(c) => (Target::F32 { to: c.wrapping_add(at), add: layout.accumulate || !first }, product.n),
-                Output::Bf16(c) => {
-                    let sums = if parts.len() > 1 { self.scratch.sums.floats(rows * columns) } else { &mut [] };
-                    if last {
-                        let earlier = (!first).then_some((sums.as_ptr(), columns));
-                        (Target::Bf16 { to: c.wrapping_add(at), add: layout.accumulate, earlier }, product.n)
+        let staging =
+            Tile { target: Target::F32(sums.as_mut_ptr().cast()), stride: padded_columns, accumulate: false, ..whole };
+        // SAFETY: sources lie inside of A and B; the packed areas have the lengths asked for; tiles lie inside of the
+        // block or of `sums`.
+        unsafe {
+            if parts == 0 && !layout.accumulate {
+                // An empty sum is zero.
+                for_tiles(whole, |tile, _, _| multiply_f32(nothing(), packed.as_ptr(), 0, tile));
+            }
+            for part in 0..parts {
+                let (first, k) = (part * block_k, block_k.min(product.k - part * block_k));
+                let (left, right) = (left.along_k(first, k), right.along_k(first, k));
+                panels(right, packed.as_mut_ptr());
+                let left = if pack_left {
+                    rows_of_steps(left, packed_left.as_mut_ptr(), padded_rows);
+                    let start = packed_left.as_ptr().cast();
+                    Left { start, row_bytes: 4, step_bytes: 4 * padded_rows }
+                } else {
+                    Left { start: left.start, row_bytes: left.stride_bytes, step_bytes: 4 }
+                };
+                let into = if staged { staging } else { whole };
+                let into = Tile { accumulate: part > 0 || into.accumulate, ..into };
+                let steps = right.steps();
+                for_tiles(into, |tile, row, column| {
+                    let start = left.start.add(row * left.row_bytes);
+                    let left = Left { start, ..left };
+                    let panel = packed.as_ptr().add(column * steps);
+                    if bf16 {
+                        multiply_bf16(left, panel, steps, tile);
                     } else {
-                        (Target::F32 { to: sums.as_mut_ptr(), add: !first }, columns)
+                        multiply_f32(left, panel, steps, tile);
                     }
-                }
-            };
-            let b = self.scratch.b.units(padded * parts[parts.len() - 1].end)[padded * steps.start..].as_ptr();
-            let steps = steps.len();
-            let sweep = Sweep { steps, rows, columns, a, a_row, a_step, b, target, target_row };
-            // SAFETY: A is packed for these rows and steps, or lies in place as (m, k) with k whole units, so that row r
-            // of the block and step s stand at these strides inside the operand, whose length the call checked. B's
-            // panels of this part were packed above. The target is the block, which is the caller's alone, or this
-            // thread's sums, which have room for it.
-            unsafe { table.sweep(&sweep) };
-        }
-    }
-
-    /// Packs the block's columns of B, all parts of k, unless they are what this thread packed last.
-    fn pack_columns(&mut self, block: &Block, parts: &[Range<usize>], padded: usize) {
-        let key = (block.product, block.columns.clone());
-        if self.packed.as_ref() == Some(&key) {
-            return;
-        }
-        let Call { table, layout, products, b, .. } = self.call;
-        let product = &products[block.product];
-        let source = Source {
-            values: part_of(*b, &product.b),
-            stride: if layout.b_transposed { product.k } else { product.n },
-            along_k: layout.b_transposed,
-            k: product.k,
-        };
-        let mut rest = self.scratch.b.units(padded * parts.last().map_or(0, |part| part.end));
-        for steps in parts {
-            for column in block.columns.clone().step_by(table.tile_columns()) {
-                let columns = column..block.columns.end.min(column + table.tile_columns());
-                let units = columns.len().next_multiple_of(table.lanes) * steps.len();
-                let (panel, after) = std::mem::take(&mut rest).split_at_mut(units);
-                table.step_major(&source, columns, steps.clone(), panel);
-                rest = after;
+                });
+            }
+            if staged {
+                let sums = sums.as_ptr().cast::<f32>();
+                for_tiles(whole, |tile, row, column| {
+                    write_out(sums.add(row * padded_columns + column), padded_columns, tile);
+                });
             }
         }
-        self.packed = Some(key);
+    });
+}
+
+/// A's rows for a product without steps.
+fn nothing() -> Left {
+    Left { start: std::ptr::null(), row_bytes: 0, step_bytes: 0 }
+}
+
+fn target(output: Output, offset: usize) -> Target {
+    match output {
+        Output::F32(start) => Target::F32(start.wrapping_add(offset)),
+        Output::Bf16(start) => Target::Bf16(start.wrapping_add(offset)),
     }
 }
 
-/// The parts of a sum of `steps`, a function of that number only; one empty part if there are none.
-fn parts(steps: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = steps.div_ceil(STEPS_MAX).max(1);
-    let each = steps.div_ceil(count);
-    (0..count).map(move |part| (part * each).min(steps)..((part + 1) * each).min(steps))
-}
-
-/// A product's elements of an operand.
-fn part_of<'a>(values: Floats<'a>, range: &Range<usize>) -> Floats<'a> {
-    match values {
-        Floats::F32(values) => Floats::F32(&values[range.clone()]),
-        Floats::Bf16(values) => Floats::Bf16(&values[range.clone()]),
-    }
-}
-
-/// Where the unit that begins with an element stands.
-fn unit_address(values: Floats<'_>, element: usize) -> *const u32 {
-    match values {
-        Floats::F32(values) => values[element..].as_ptr().cast(),
-        Floats::Bf16(values) => values[element..].as_ptr().cast(),
+/// Register tiles of an area, with the row and column that each begins at; rows outermost, so that 12 rows of A stay near
+/// while the panels of B pass by.
+fn for_tiles(area: Tile, mut work: impl FnMut(Tile, usize, usize)) {
+    for row in (0..area.rows).step_by(ROWS) {
+        for column in (0..area.columns).step_by(COLUMNS) {
+            let offset = row * area.stride + column;
+            let target = match area.target {
+                Target::F32(start) => Target::F32(start.wrapping_add(offset)),
+                Target::Bf16(start) => Target::Bf16(start.wrapping_add(offset)),
+            };
+            let (rows, columns) = (ROWS.min(area.rows - row), COLUMNS.min(area.columns - column));
+            work(Tile { target, rows, columns, ..area }, row, column);
+        }
     }
 }

@@ -1,61 +1,84 @@
 //! Matrix products: f32 and bf16, plain and grouped by expert.
 //!
-//! A call is cut into jobs, each a block of C with its whole sums along k ([`plan`]), which the threads of the pool take
-//! in turn ([`schedule`]). A job packs columns of B into panels, and A too unless it can be read where it lies
-//! ([`job`], [`pack`]); register tiles sweep over them ([`sweep`]). What is multiplied are units of 32 bits ([`form`]):
-//! an f32, or with AVX512_BF16 a pair of bf16. Elsewhere bf16 is widened to f32 as it is packed: same result, up to
-//! rounding.
+//! A call is cut into jobs, each a block of C with its whole sums along k, which the threads of the pool take in turn.
+//! With AVX-512 a job runs our own register tile ([`tile`]) over packed panels ([`pack`]); elsewhere the `gemm` crate
+//! ([`fallback`]).
 //!
-//! Why not the `gemm` crate for f32: it chooses the bounds of its sums by the shape that it is given, so a group's bits
-//! would depend on how C is cut; and a grouped product would pack every group by itself. On one core of a Zen 5 both run
-//! at the same rate on large products and on those of the model (200 to 235 GFLOP/s); the crate is faster where n or m
-//! are a few (`k` long, m = 16: two times; n = 1: six times), which are too small a part of a step to matter.
+//! Why not the `gemm` crate everywhere: it has no bf16 product, and in f32 it packs both operands of every call, which
+//! for the small products of experts costs a third of the time; here A is read where it lies.
 //!
-//! **Invariant:** an element of C is made of chains of multiply-adds along k whose bounds depend on k only, added in
-//! order. So its bits depend neither on the number of threads, nor on how C was cut, nor on the other groups of a
-//! grouped product.
-//!
-//! Numerics: sums are f32 from zero; what C holds is added to them last; the result is rounded once. `vdpbf16ps` rounds
-//! each of a pair's two additions to nearest even and flushes denormals, inputs and results, to zero; so does the
-//! rounding to bf16 there.
+//! **Invariant:** an element of C is one chain of multiply-adds along k whose blocks depend on k only. So the bits depend
+//! neither on the number of threads, nor on how C was cut, nor, in a grouped product, on the other groups.
 
-mod form;
+mod fallback;
 #[cfg(target_arch = "x86_64")]
-mod form_x86;
 mod job;
-#[cfg(test)]
-mod oracle;
+#[cfg(target_arch = "x86_64")]
 mod pack;
-mod plan;
-mod schedule;
 mod scratch;
-mod sweep;
-mod table;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
-mod transpose_x86;
+mod tile;
 
-use job::{Call, Output};
-use plan::{Layout, Product};
-use table::Table;
+use rayon::prelude::*;
 
 use super::isa::Isa;
 use super::slices::{Floats, FloatsMut};
-use crate::buffer::Element;
 use crate::error::KernelError;
 use crate::ops::{Gemm, GroupedGemm, GroupedProduct};
 
-/// See [`crate::Backend::gemm`]. Runs in the current pool of rayon.
+/// One product of a call: its shape and where its operands begin.
+#[derive(Clone, Copy, Debug)]
+struct Product {
+    m: usize,
+    n: usize,
+    k: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+}
+
+/// How all products of a call lie in memory.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    a_transposed: bool,
+    b_transposed: bool,
+    accumulate: bool,
+}
+
+/// A block of C of one product.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    product: Product,
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+}
+
+/// C as jobs share it: each writes its own block.
+#[derive(Clone, Copy)]
+enum Output {
+    F32(*mut f32),
+    Bf16(*mut half::bf16),
+}
+
+// SAFETY: jobs write disjoint blocks of C, and nobody reads it before all are done.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+/// See [`crate::Backend::gemm`].
 pub(crate) fn gemm(isa: Isa, shape: Gemm, a: Floats<'_>, b: Floats<'_>, c: FloatsMut<'_>) -> Result<(), KernelError> {
     let Gemm { m, n, k, a_transposed, b_transposed, accumulate } = shape;
-    check("gemm", [(m, k), (k, n), (m, n)], a, b, &c)?;
+    check("gemm", [(m, k), (k, n), (m, n)], &a, &b, &c)?;
     let layout = Layout { a_transposed, b_transposed, accumulate };
-    run(isa, layout, &[Product { m, n, k, a: 0..m * k, b: 0..k * n, c: 0 }], a, b, c);
+    run(isa, layout, &[Product { m, n, k, a: 0, b: 0, c: 0 }], a, b, c);
     Ok(())
 }
 
-/// See [`crate::Backend::grouped_gemm`]. Runs in the current pool of rayon.
+/// See [`crate::Backend::grouped_gemm`].
 pub(crate) fn grouped_gemm(
     isa: Isa,
     shape: GroupedGemm<'_>,
@@ -63,35 +86,32 @@ pub(crate) fn grouped_gemm(
     b: Floats<'_>,
     c: FloatsMut<'_>,
 ) -> Result<(), KernelError> {
-    const KERNEL: &str = "grouped_gemm";
     let GroupedGemm { product, n, k, offsets, accumulate } = shape;
-    let (Some((0, _)), Some(&rows), true) = (offsets.split_first(), offsets.last(), offsets.is_sorted()) else {
-        let reason = format!("offsets {offsets:?} must begin with 0 and not decrease");
-        return Err(KernelError::Shape { kernel: KERNEL, reason });
+    let kernel = "grouped_gemm";
+    let rows = offsets.last().copied().unwrap_or(0);
+    if offsets.is_empty() || offsets[0] != 0 || offsets.windows(2).any(|pair| pair[0] > pair[1]) {
+        let reason = format!("offsets {offsets:?} do not begin at 0 or decrease");
+        return Err(KernelError::Shape { kernel, reason });
+    }
+    let groups = offsets.len() - 1;
+    let (rows_k, rows_n, weights) = ((rows, k), (rows, n), (groups * n, k));
+    let lengths = match product {
+        GroupedProduct::Forward => [rows_k, weights, rows_n],
+        GroupedProduct::InputGradient => [rows_n, weights, rows_k],
+        GroupedProduct::WeightGradient => [rows_n, rows_k, weights],
     };
-    let outputs_of_all = (offsets.len() - 1).checked_mul(n).ok_or_else(|| KernelError::Shape {
-        kernel: KERNEL,
-        reason: format!("{} groups of {n} outputs are more than can be counted", offsets.len() - 1),
-    })?;
-    let (inputs, outputs, weights) = ((rows, k), (rows, n), (outputs_of_all, k));
-    let sizes = match product {
-        GroupedProduct::Forward => [inputs, weights, outputs],
-        GroupedProduct::InputGradient => [outputs, weights, inputs],
-        GroupedProduct::WeightGradient => [outputs, inputs, weights],
-    };
-    check(KERNEL, sizes, a, b, &c)?;
-
+    check(kernel, lengths, &a, &b, &c)?;
     let products: Vec<Product> = offsets
         .windows(2)
         .enumerate()
-        .map(|(group, bounds)| {
-            let (first, end) = (bounds[0], bounds[1]);
-            let (x, y, w) = (first * k..end * k, first * n..end * n, group * n * k..(group + 1) * n * k);
-            let rows = end - first;
+        .map(|(group, range)| {
+            let (first, rows, weight) = (range[0], range[1] - range[0], group * n * k);
             match product {
-                GroupedProduct::Forward => Product { m: rows, n, k, a: x, b: w, c: y.start },
-                GroupedProduct::InputGradient => Product { m: rows, n: k, k: n, a: y, b: w, c: x.start },
-                GroupedProduct::WeightGradient => Product { m: n, n: k, k: rows, a: y, b: x, c: w.start },
+                GroupedProduct::Forward => Product { m: rows, n, k, a: first * k, b: weight, c: first * n },
+                GroupedProduct::InputGradient => Product { m: rows, n: k, k: n, a: first * n, b: weight, c: first * k },
+                GroupedProduct::WeightGradient => {
+                    Product { m: n, n: k, k: rows, a: first * n, b: first * k, c: weight }
+                }
             }
         })
         .collect();
@@ -104,39 +124,88 @@ pub(crate) fn grouped_gemm(
     Ok(())
 }
 
-/// A, B and C have these rows and columns and go together in type.
+/// Lengths (rows, columns) of A, B and C, and that their types go together.
 fn check(
     kernel: &'static str,
-    sizes: [(usize, usize); 3],
-    a: Floats<'_>,
-    b: Floats<'_>,
+    lengths: [(usize, usize); 3],
+    a: &Floats<'_>,
+    b: &Floats<'_>,
     c: &FloatsMut<'_>,
 ) -> Result<(), KernelError> {
-    let element = a.element();
-    for (argument, found) in [("b", b.element()), ("c", c.element())] {
-        if found != element && !(argument == "c" && found == Element::F32) {
-            return Err(KernelError::Element { kernel, argument, found });
-        }
-    }
-    let lengths = [("a", a.len()), ("b", b.len()), ("c", c.len())];
-    for ((argument, found), (rows, columns)) in lengths.into_iter().zip(sizes) {
+    let found = [("a", a.len()), ("b", b.len()), ("c", c.len())];
+    for ((argument, found), (rows, columns)) in found.into_iter().zip(lengths) {
         let expected = rows.checked_mul(columns).ok_or_else(|| KernelError::Shape {
             kernel,
-            reason: format!("{argument} of {rows} x {columns} elements is larger than any memory"),
+            reason: format!("{rows} x {columns} elements of {argument} are more than memory has addresses for"),
         })?;
         if found != expected {
             return Err(KernelError::Length { kernel, argument, expected, found });
         }
     }
-    Ok(())
+    if a.element() != b.element() {
+        return Err(KernelError::Element { kernel, argument: "b", found: b.element() });
+    }
+    match (a, c) {
+        (Floats::F32(_), FloatsMut::Bf16(_)) => Err(KernelError::Element { kernel, argument: "c", found: c.element() }),
+        _ => Ok(()),
+    }
 }
 
-/// Runs products whose operands and results lie inside the slices, the results apart from one another.
-fn run(isa: Isa, layout: Layout, products: &[Product], a: Floats<'_>, b: Floats<'_>, mut c: FloatsMut<'_>) {
-    let table = Table::choose(isa, a.element());
-    let blocks = plan::blocks(&table, products);
-    let call = Call { table, layout, products, a, b, c: Output::of(&mut c) };
-    // SAFETY: the products' results lie apart inside C, which stays borrowed here, and the plan cuts each of them into
-    // blocks that do not overlap.
-    unsafe { schedule::run(&call, &blocks) };
+/// Fewer multiplications than this are not worth waking a thread.
+const PARALLEL_FROM: usize = 1 << 17;
+
+fn run(isa: Isa, layout: Layout, products: &[Product], a: Floats<'_>, b: Floats<'_>, c: FloatsMut<'_>) {
+    let output = match c {
+        FloatsMut::F32(values) => Output::F32(values.as_mut_ptr()),
+        FloatsMut::Bf16(values) => Output::Bf16(values.as_mut_ptr()),
+    };
+    let work: usize = products.iter().map(|product| product.m * product.n * product.k).sum();
+    let threads = if work < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+    let tiled = match a {
+        Floats::F32(_) => isa >= Isa::Avx512,
+        Floats::Bf16(_) => isa >= Isa::Avx512Bf16,
+    };
+    // The tile's sums do not depend on how C is cut; those of the `gemm` crate do, so there the cut is always the same.
+    let cut =
+        |product: &Product| if tiled { blocks(*product, products.len(), threads) } else { blocks(*product, 1, 2) };
+    let blocks: Vec<Block> = products.iter().flat_map(cut).collect();
+    let job = |block: &Block| {
+        // SAFETY: `check` held every product's operands against the slices, blocks lie inside of their products and do
+        // not overlap, and `isa` is one that the machine has.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if tiled {
+                return job::run(*block, layout, a, b, output);
+            }
+            fallback::run(*block, layout, a, b, output);
+        }
+    };
+    if threads == 1 {
+        blocks.iter().for_each(job);
+    } else {
+        blocks.par_iter().with_max_len(1).for_each(job);
+    }
+}
+
+/// Cuts a product into blocks: wide enough that packing B pays, and enough of them to keep the threads even.
+fn blocks(product: Product, products: usize, threads: usize) -> impl Iterator<Item = Block> {
+    const COLUMNS_MAX: usize = 512;
+    const ROWS_MAX: usize = 1032;
+    let Product { m, n, .. } = product;
+    let parts = |length: usize, most: usize| length.div_ceil(most).max(1);
+    let column_parts = parts(n, COLUMNS_MAX);
+    let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(products * column_parts) };
+    let row_parts = parts(m, ROWS_MAX).max(wanted.min(m.div_ceil(96)));
+    // Whole tiles, so that only the last block has a ragged edge.
+    let columns = n.div_ceil(column_parts).next_multiple_of(32);
+    let rows = m.div_ceil(row_parts.max(1)).next_multiple_of(12);
+    (0..m).step_by(rows.max(1)).flat_map(move |row| {
+        (0..n).step_by(columns.max(1)).map(move |column| Block {
+            product,
+            row,
+            rows: rows.min(m - row),
+            column,
+            columns: columns.min(n - column),
+        })
+    })
 }

@@ -1,258 +1,180 @@
-//! Packing: from a matrix in memory to units in the order in which tiles read them.
+//! Packing for the AVX-512 tile: panels of 32 columns, a step (one f32 or one pair of bf16) after the other.
 //!
-//! *Step-major*: the units of one step side by side, as B's panels have them, and A where its memory runs across k.
-//! *Row-major*: a row's units of all steps side by side, for A where its memory runs along k but cannot be read as it
-//! lies. What lies beyond the width or beyond an odd end of k is zero.
+//! Whatever is not there (columns behind the last, the second half of an odd pair) is zero, so a tile computes it
+//! harmlessly. Four cases: a step's values lie side by side in memory (copied), or in two rows (interleaved), or along the
+//! rows (transposed in registers, 16 by 16).
 
-use std::ops::Range;
+use std::arch::x86_64::*;
 
-use half::bf16;
+use super::tile::COLUMNS;
 
-use super::form::widen;
-use crate::cpu::slices::Floats;
-
-/// Rows of op(A), or columns of op(B), in memory.
+/// A matrix of `k` by `width` elements of 2 or 4 bytes, `k` along the rows or across them.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
-    /// The whole operand.
-    pub values: Floats<'a>,
-    /// Elements from a row of its memory to the next.
-    pub stride: usize,
-    /// Rows of memory run along k: the operand lies there as (width, k); otherwise as (k, width).
-    pub along_k: bool,
-    /// Length of a sum, in elements.
-    pub k: usize,
+pub(super) struct Source {
+    pub(super) start: *const u8,
+    /// Bytes from a row in memory to the next.
+    pub(super) stride_bytes: usize,
+    /// Elements along k.
+    pub(super) k: usize,
+    /// Columns of B, or rows of A.
+    pub(super) width: usize,
+    /// Rows in memory run along k: (width, k). Otherwise (k, width).
+    pub(super) k_contiguous: bool,
+    /// Elements are bf16; otherwise f32.
+    pub(super) bf16: bool,
 }
 
-/// What elements are and how units are made of them.
-pub(super) trait Packing: Copy {
-    /// An element in memory.
-    type Value: Copy;
-    /// Elements in a unit.
-    const UNIT: usize;
-    /// Zero.
-    const ZERO: Self::Value;
-    /// The operand's elements.
-    fn values<'a>(of: Floats<'a>) -> &'a [Self::Value];
-    /// The unit of one element, or of two that are neighbours along k.
-    fn unit(first: Self::Value, second: Self::Value) -> u32;
-}
-
-/// f32 as they are.
-#[derive(Clone, Copy)]
-pub(super) struct Single;
-
-/// bf16, two to a unit.
-#[derive(Clone, Copy)]
-pub(super) struct Paired;
-
-/// bf16, widened to f32.
-#[derive(Clone, Copy)]
-pub(super) struct Widened;
-
-impl Packing for Single {
-    type Value = f32;
-    const UNIT: usize = 1;
-    const ZERO: f32 = 0.0;
-
-    fn values<'a>(of: Floats<'a>) -> &'a [f32] {
-        match of {
-            Floats::F32(values) => values,
-            Floats::Bf16(_) => unreachable!("the table of kernels was chosen by the type of the operands"),
-        }
+impl Source {
+    /// Elements of one step.
+    fn per_step(&self) -> usize {
+        if self.bf16 { 2 } else { 1 }
     }
-    #[inline(always)]
-    fn unit(first: f32, _: f32) -> u32 {
-        first.to_bits()
+
+    pub(super) fn steps(&self) -> usize {
+        self.k.div_ceil(self.per_step())
+    }
+
+    fn element_bytes(&self) -> usize {
+        if self.bf16 { 2 } else { 4 }
+    }
+
+    /// From element k0 along k, `k` elements.
+    pub(super) fn along_k(self, k0: usize, k: usize) -> Self {
+        let bytes = if self.k_contiguous { k0 * self.element_bytes() } else { k0 * self.stride_bytes };
+        // `wrapping_add` only computes an address; reads are bounded by k and width.
+        Self { start: self.start.wrapping_add(bytes), k, ..self }
+    }
+
+    /// From column `first`, `width` columns.
+    pub(super) fn columns(self, first: usize, width: usize) -> Self {
+        let bytes = if self.k_contiguous { first * self.stride_bytes } else { first * self.element_bytes() };
+        Self { start: self.start.wrapping_add(bytes), width, ..self }
     }
 }
 
-impl Packing for Paired {
-    type Value = bf16;
-    const UNIT: usize = 2;
-    const ZERO: bf16 = bf16::ZERO;
-
-    fn values<'a>(of: Floats<'a>) -> &'a [bf16] {
-        Widened::values(of)
-    }
-    #[inline(always)]
-    fn unit(first: bf16, second: bf16) -> u32 {
-        u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
-    }
-}
-
-impl Packing for Widened {
-    type Value = bf16;
-    const UNIT: usize = 1;
-    const ZERO: bf16 = bf16::ZERO;
-
-    fn values<'a>(of: Floats<'a>) -> &'a [bf16] {
-        match of {
-            Floats::Bf16(values) => values,
-            Floats::F32(_) => unreachable!("the table of kernels was chosen by the type of the operands"),
-        }
-    }
-    #[inline(always)]
-    fn unit(first: bf16, _: bf16) -> u32 {
-        widen(first).to_bits()
-    }
-}
-
-/// How a square block is transposed while it is packed.
-pub(super) trait Transpose<P: Packing>: Copy {
-    /// Rows, and units of each.
-    const SIDE: usize;
-
-    /// `to[u * to_stride + r]` = unit u of row r; rows are `stride` elements apart.
-    ///
-    /// # Safety
-    /// The instructions are there; `from` reaches all rows and units, `to` all that is written.
-    unsafe fn block(from: *const P::Value, stride: usize, to: *mut u32, to_stride: usize);
-}
-
-/// One unit at a time.
-#[derive(Clone, Copy)]
-pub(super) struct OneByOne;
-
-impl<P: Packing> Transpose<P> for OneByOne {
-    const SIDE: usize = 1;
-
-    #[inline(always)]
-    unsafe fn block(from: *const P::Value, _: usize, to: *mut u32, _: usize) {
-        // SAFETY: the caller points at one unit on either side; the second element exists if a unit has two.
-        unsafe { *to = P::unit(*from, if P::UNIT == 2 { *from.add(1) } else { P::ZERO }) }
-    }
-}
-
-/// Packs rows or columns `part` of an operand step-major: those of one step side by side, `target.len() / steps` units
-/// from a step to the next.
+/// Packs all of `source` into panels of (steps, 32).
 ///
 /// # Safety
-/// The instructions of `T` are there. Bounds are checked.
-#[inline(always)]
-pub(super) unsafe fn step_major<P: Packing, T: Transpose<P>>(
-    source: &Source<'_>,
-    part: Range<usize>,
-    steps: Range<usize>,
-    target: &mut [u32],
-) {
-    if steps.is_empty() {
-        return;
-    }
-    let stride = target.len() / steps.len();
-    assert!(part.len() <= stride && target.len() == stride * steps.len());
-    if source.along_k {
-        // SAFETY: the caller's promise.
-        unsafe { across_memory::<P, T>(source, part, steps, target, stride) }
-    } else {
-        along_memory::<P>(source, part, steps, target, stride);
-    }
-}
-
-/// Memory runs the way that a step's units do: interleave (or copy) rows of it.
-#[inline(always)]
-fn along_memory<P: Packing>(
-    source: &Source<'_>,
-    part: Range<usize>,
-    steps: Range<usize>,
-    target: &mut [u32],
-    stride: usize,
-) {
-    let values = P::values(source.values);
-    for (step, units) in steps.zip(target.chunks_exact_mut(stride)) {
-        let first = step * P::UNIT;
-        let row = |k: usize| &values[k * source.stride + part.start..k * source.stride + part.end];
-        let (units, beyond) = units.split_at_mut(part.len());
-        beyond.fill(0);
-        let (blocks, rest) = units.as_chunks_mut::<16>();
-        let (even, even_rest) = row(first).as_chunks::<16>();
-        if P::UNIT == 2 && first + 1 < source.k {
-            let (odd, odd_rest) = row(first + 1).as_chunks::<16>();
-            for ((units, even), odd) in blocks.iter_mut().zip(even).zip(odd) {
-                *units = std::array::from_fn(|lane| P::unit(even[lane], odd[lane]));
-            }
-            for ((unit, even), odd) in rest.iter_mut().zip(even_rest).zip(odd_rest) {
-                *unit = P::unit(*even, *odd);
-            }
-        } else {
-            for (units, even) in blocks.iter_mut().zip(even) {
-                *units = std::array::from_fn(|lane| P::unit(even[lane], P::ZERO));
-            }
-            for (unit, even) in rest.iter_mut().zip(even_rest) {
-                *unit = P::unit(*even, P::ZERO);
-            }
+/// The CPU has AVX-512 F, BW and VL; `source` may be read, and `out` be written for `steps * width` values, the width
+/// rounded up to a multiple of 32.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn panels(source: Source, out: *mut u32) {
+    let steps = source.steps();
+    for (panel, first) in (0..source.width).step_by(COLUMNS).enumerate() {
+        let part = source.columns(first, COLUMNS.min(source.width - first));
+        // SAFETY: each panel is `steps * 32` values of `out`, and `part` is part of `source`.
+        unsafe {
+            let out = out.add(panel * steps * COLUMNS);
+            rows_of_steps(part, out, COLUMNS);
         }
     }
 }
 
-/// Memory runs along k: transpose it, block by block.
+/// Packs `source` as (steps, stride): one step's values side by side, then zeros; `stride` is a multiple of 16.
 ///
 /// # Safety
-/// The instructions of `T` are there. Bounds are checked.
-#[inline(always)]
-unsafe fn across_memory<P: Packing, T: Transpose<P>>(
-    source: &Source<'_>,
-    part: Range<usize>,
-    steps: Range<usize>,
-    target: &mut [u32],
-    stride: usize,
-) {
-    let values = P::values(source.values);
-    let whole_steps = steps.len().min((source.k / P::UNIT).saturating_sub(steps.start));
-    let (block_rows, block_steps) = (part.len() / T::SIDE * T::SIDE, whole_steps / T::SIDE * T::SIDE);
-    let last = part.start + block_rows;
-    assert!(block_rows == 0 || (last - 1) * source.stride + (steps.start + block_steps) * P::UNIT <= values.len());
-    for row in (0..block_rows).step_by(T::SIDE) {
-        for step in (0..block_steps).step_by(T::SIDE) {
-            // SAFETY: rows part.start + row.. + SIDE are below `last` and steps steps.start + step.. + SIDE below
-            // steps.start + block_steps, so their elements lie inside `values` by the assertion; the target has
-            // `stride` units, at least part.len(), for each of the steps.
-            unsafe {
-                let from = (part.start + row) * source.stride + (steps.start + step) * P::UNIT;
-                let to = target.as_mut_ptr().add(step * stride + row);
-                T::block(values.as_ptr().add(from), source.stride, to, stride);
-            }
-        }
-    }
-    for (step, units) in target.chunks_exact_mut(stride).enumerate() {
-        let done = if step < block_steps { block_rows } else { 0 };
-        for (row, unit) in units[..part.len()].iter_mut().enumerate().skip(done) {
-            *unit = unit_at::<P>(source, values, part.start + row, steps.start + step);
-        }
-        units[part.len()..].fill(0);
-    }
-}
-
-/// Packs rows `part` of an operand whose memory runs along k row-major, `steps.len()` units from a row to the next.
-///
-/// Bounds are checked.
-#[inline(always)]
-pub(super) fn row_major<P: Packing>(source: &Source<'_>, part: Range<usize>, steps: Range<usize>, target: &mut [u32]) {
-    if steps.is_empty() {
-        return;
-    }
-    let values = P::values(source.values);
-    for (row, units) in part.zip(target.chunks_exact_mut(steps.len())) {
-        let elements = &values[row * source.stride + steps.start * P::UNIT..][..source.k - steps.start * P::UNIT];
-        if P::UNIT == 2 {
-            let (pairs, last) = elements.as_chunks::<2>();
-            for (unit, pair) in units.iter_mut().zip(pairs) {
-                *unit = P::unit(pair[0], pair[1]);
-            }
-            if let (Some(unit), [value]) = (units.get_mut(pairs.len()), last) {
-                *unit = P::unit(*value, P::ZERO);
-            }
-        } else {
-            for (unit, value) in units.iter_mut().zip(elements) {
-                *unit = P::unit(*value, P::ZERO);
+/// As for [`panels`], `out` having `steps * stride` values.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn rows_of_steps(source: Source, out: *mut u32, stride: usize) {
+    for first in (0..stride).step_by(16) {
+        let width = source.width.saturating_sub(first).min(16);
+        // SAFETY: 16 values of every step at `first` lie inside of a row of `stride` values.
+        unsafe {
+            let out = out.add(first);
+            if width == 0 {
+                for step in 0..source.steps() {
+                    _mm512_storeu_si512(out.add(step * stride).cast(), _mm512_setzero_si512());
+                }
+            } else if source.k_contiguous {
+                transpose(source.columns(first, width), out, stride);
+            } else {
+                side_by_side(source.columns(first, width), out, stride);
             }
         }
     }
 }
 
+/// Up to 16 columns of a source whose rows in memory run across k.
 #[inline(always)]
-fn unit_at<P: Packing>(source: &Source<'_>, values: &[P::Value], row: usize, step: usize) -> u32 {
-    let (at, k) = (row * source.stride, step * P::UNIT);
-    let second = if P::UNIT == 2 && k + 1 < source.k { values[at + k + 1] } else { P::ZERO };
-    P::unit(values[at + k], second)
+unsafe fn side_by_side(source: Source, out: *mut u32, stride: usize) {
+    let mask = lanes(source.width);
+    for step in 0..source.steps() {
+        // SAFETY: masked loads touch `width` elements of rows below k only.
+        unsafe {
+            let row = |index: usize| source.start.add(index * source.stride_bytes);
+            let values = if source.bf16 {
+                let even = _mm256_maskz_loadu_epi16(mask, row(2 * step).cast());
+                let odd = match 2 * step + 1 < source.k {
+                    true => _mm256_maskz_loadu_epi16(mask, row(2 * step + 1).cast()),
+                    false => _mm256_setzero_si256(),
+                };
+                let odd = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16);
+                _mm512_or_si512(_mm512_cvtepu16_epi32(even), odd)
+            } else {
+                _mm512_maskz_loadu_epi32(mask, row(step).cast())
+            };
+            _mm512_storeu_si512(out.add(step * stride).cast(), values);
+        }
+    }
+}
+
+/// Up to 16 columns of a source whose rows in memory run along k: 16 steps of each are transposed at a time.
+#[inline(always)]
+unsafe fn transpose(source: Source, out: *mut u32, stride: usize) {
+    let steps = source.steps();
+    let halves = source.k * source.element_bytes() / 2;
+    for first in (0..steps).step_by(16) {
+        // In units of 2 bytes, so that an odd bf16 at the end of k is read without its neighbour.
+        let valid = (halves - 2 * first).min(32);
+        let mask = if valid == 32 { u32::MAX } else { (1 << valid) - 1 };
+        // SAFETY: masked loads touch `valid` units of columns below `width` only; stores stay below `steps`.
+        unsafe {
+            let mut block = [_mm512_setzero_si512(); 16];
+            for (column, values) in block.iter_mut().enumerate().take(source.width) {
+                let at = source.start.add(column * source.stride_bytes + 4 * first);
+                *values = _mm512_maskz_loadu_epi16(mask, at.cast());
+            }
+            let block = transpose_16(block);
+            for (step, values) in block.into_iter().enumerate().take(steps - first) {
+                _mm512_storeu_si512(out.add((first + step) * stride).cast(), values);
+            }
+        }
+    }
+}
+
+/// Transposes 16 by 16 values of 4 bytes.
+#[inline(always)]
+unsafe fn transpose_16(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: the caller runs with AVX-512 F enabled.
+    unsafe {
+        let mut pairs = rows;
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        let mut quads = pairs;
+        for i in 0..4 {
+            for j in 0..2 {
+                let (low, high) = (pairs[4 * i + j], pairs[4 * i + 2 + j]);
+                quads[4 * i + 2 * j] = _mm512_unpacklo_epi64(low, high);
+                quads[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(low, high);
+            }
+        }
+        // quads[4 g + c] holds, in its 128-bit lane l, column 4 l + c of rows 4 g to 4 g + 3.
+        let mut out = quads;
+        for c in 0..4 {
+            let (a, b, d, e) = (quads[c], quads[4 + c], quads[8 + c], quads[12 + c]);
+            let (low_even, low_odd) = (_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+            let (high_even, high_odd) = (_mm512_shuffle_i32x4(d, e, 0x88), _mm512_shuffle_i32x4(d, e, 0xdd));
+            out[c] = _mm512_shuffle_i32x4(low_even, high_even, 0x88);
+            out[8 + c] = _mm512_shuffle_i32x4(low_even, high_even, 0xdd);
+            out[4 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);
+            out[12 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd);
+        }
+        out
+    }
+}
+
+fn lanes(count: usize) -> u16 {
+    ((1u32 << count) - 1) as u16
 }
