@@ -163,11 +163,11 @@ pub(crate) fn part_rows(width: usize) -> usize {
     (PART_VALUES / width.max(1)).max(1)
 }
 
-/// As [`part_rows`], for kernels that sum over rows: parts are longer where there are many, so that the sums of the
-/// parts stay few beside the rows.
+/// As [`part_rows`], for kernels that sum over rows: where rows are many, a part has enough of them that its sums are
+/// small beside it, and no more, since one f32 after the other is added to them.
 pub(crate) fn summed_rows(rows: usize, width: usize) -> usize {
-    const MOST_PARTS: usize = 64;
-    part_rows(width).max(rows.div_ceil(MOST_PARTS))
+    const ENOUGH: usize = 64;
+    part_rows(width).max(rows.div_ceil(ENOUGH).min(ENOUGH))
 }
 
 #[cfg(test)]
