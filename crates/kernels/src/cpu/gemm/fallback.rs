@@ -1,7 +1,7 @@
 //! A block of C by the `gemm` crate, where the CPU lacks the instructions of our tile: bf16 operands are widened to f32.
 //!
-//! The crate cuts k by a rule of its own that looks at the shape of the block, so the caller cuts C the same way for every
-//! number of threads.
+//! The crate cuts k by a rule of its own that may look at the shape of the block, so the caller cuts C the same way for
+//! every number of threads.
 
 use gemm::Parallelism;
 use half::bf16;

@@ -4,8 +4,8 @@
 //! With AVX-512 a job runs our own register tile ([`tile`]) over packed panels ([`pack`]); elsewhere the `gemm` crate
 //! ([`fallback`]).
 //!
-//! Why not the `gemm` crate everywhere: it has no bf16 product, and in f32 it packs both operands of every call, which
-//! for the small products of experts costs a third of the time; here A is read where it lies.
+//! Why not the `gemm` crate everywhere: it has no bf16 product, and it packs both operands of every call, where here A is
+//! read as it lies.
 //!
 //! **Invariant:** an element of C is one chain of multiply-adds along k whose blocks depend on k only. So the bits depend
 //! neither on the number of threads, nor on how C was cut, nor, in a grouped product, on the other groups.
@@ -165,7 +165,8 @@ fn run(isa: Isa, layout: Layout, products: &[Product], a: Floats<'_>, b: Floats<
         Floats::F32(_) => isa >= Isa::Avx512,
         Floats::Bf16(_) => isa >= Isa::Avx512Bf16,
     };
-    // The tile's sums do not depend on how C is cut; those of the `gemm` crate do, so there the cut is always the same.
+    // The tile's sums do not depend on how C is cut; the `gemm` crate promises no such thing, so there the cut is always
+    // the same.
     let cut =
         |product: &Product| if tiled { blocks(*product, products.len(), threads) } else { blocks(*product, 1, 2) };
     let blocks: Vec<Block> = products.iter().flat_map(cut).collect();
