@@ -97,3 +97,17 @@ conforms!(portable_cpu_agrees_with_the_reference_on, cpu(Isa::Portable), may_be_
 conforms!(avx2_cpu_agrees_with_the_reference_on, cpu(Isa::Avx2), may_be_missing: &[]);
 conforms!(avx512_cpu_agrees_with_the_reference_on, cpu(Isa::Avx512), may_be_missing: &[]);
 conforms!(avx512_bf16_cpu_agrees_with_the_reference_on, cpu(Isa::Avx512Bf16), may_be_missing: &[]);
+
+/// The first card. Where there is none, the reason is said and nothing is asked.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<[cambium_kernels::cuda::Cuda; 2], String> {
+    let cuda = cambium_kernels::cuda::Cuda::new(0).map_err(|error| format!("no CUDA device ({error})"))?;
+    Ok([cuda.clone(), cuda])
+}
+
+#[cfg(feature = "cuda")]
+conforms!(
+    cuda_agrees_with_the_reference_on,
+    cuda(),
+    may_be_missing: &["attention_forward", "attention_backward", "router_forward", "router_backward"]
+);
